@@ -1,0 +1,1 @@
+"""A caching man in the middle for all container registries."""

@@ -1,0 +1,107 @@
+"""What clients are answered: upstream's own words, content with its headers, or an error document of the cache."""
+
+from http import HTTPStatus
+
+from mitm_cache.cache.entry import Head, Link
+from mitm_cache.errors import IntegrityError, MitmCacheError, StoreError, UpstreamError
+from mitm_cache.oci import problem
+from mitm_cache.oci.digest import Digest
+from mitm_cache.rights import Verdict, judge
+from mitm_cache.upstream.curl import Answer
+from mitm_cache.wire.headers import HOP_BY_HOP, Headers
+from mitm_cache.wire.message import FileBody, Request, Response, Source
+from mitm_cache.wire.ranges import Span, Unsatisfiable, resolve
+
+API_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+NOT_PASSED_BACK = HOP_BY_HOP | {"content-length", "via", "alt-svc", "strict-transport-security", "content-encoding"}
+"""An upstream answer's headers that are about the connection or the host, not about the content."""
+
+
+def explain(error: MitmCacheError, request: Request | None) -> Response:
+    """The answer to what went wrong: an OCI error document that says so."""
+    headers = [API_VERSION]
+    if isinstance(error, UpstreamError) and error.retry_after:
+        headers.append(("Retry-After", error.retry_after))
+    mine = isinstance(error, UpstreamError | IntegrityError | StoreError)
+    return _problem(error, headers, request, outcome="ERROR" if mine else "REFUSED")
+
+
+def _problem(error: MitmCacheError, headers: list[tuple[str, str]], request: Request | None, outcome: str) -> Response:
+    content = problem.document(error.code, error.message)
+    headers = [*headers, ("Content-Type", "application/json")]
+    return small(error.status, headers, content, request, outcome=outcome, reason=error.message)
+
+
+def small(
+    status: int, headers: list[tuple[str, str]], content: bytes, request: Request | None, *, outcome: str, reason: str
+) -> Response:
+    """A short answer of the cache itself."""
+    fields = Headers([*headers, ("Content-Length", str(len(content)))])
+    body = b"" if request is not None and request.method == "HEAD" else content
+    return Response(status=status, headers=fields, body=body, outcome=outcome, reason=reason)
+
+
+def pass_back(answer: Answer, request: Request, outcome: str, reason: str) -> Response:
+    """Upstream's own answer, with what belongs to its connection left out."""
+    headers = answer.headers.without(NOT_PASSED_BACK)
+    body = b"" if request.method == "HEAD" else answer.body
+    if request.method != "HEAD":
+        headers += Headers([("Content-Length", str(len(body)))])
+    return Response(
+        status=answer.status, headers=headers, body=body, outcome=outcome, reason=reason, bytes_in=len(answer.body)
+    )
+
+
+def _fields(digest: Digest, media_type: str, length: int) -> list[tuple[str, str]]:
+    return [
+        API_VERSION,
+        ("Docker-Content-Digest", str(digest)),
+        ("Content-Type", media_type),
+        ("Content-Length", str(length)),
+        ("ETag", f'"{digest}"'),
+        ("Accept-Ranges", "bytes"),
+    ]
+
+
+def content_head(link: Link, *, outcome: str, reason: str) -> Response:
+    """The headers of content, without a body."""
+    fields = _fields(link.digest, link.media_type, link.size)
+    return Response(status=200, headers=Headers(fields), outcome=outcome, reason=reason, digest=str(link.digest))
+
+
+def content(request: Request, digest: Digest, source: Source, head: Head, *, outcome: str, reason: str) -> Response:
+    """The content, or the range of it that was asked for, as a body that is read while it is sent."""
+    try:
+        span = resolve(request.headers.get("range"), head.size)
+    except Unsatisfiable:
+        source.close()
+        headers = Headers([API_VERSION, ("Content-Range", f"bytes */{head.size}"), ("Content-Length", "0")])
+        return Response(status=416, headers=headers, outcome=outcome, reason="range beyond the end", digest=str(digest))
+    fields = _fields(digest, head.media_type, span.length if span else head.size)
+    if span is not None:
+        fields.append(("Content-Range", span.content_range))
+    return Response(
+        status=206 if span else 200,
+        headers=Headers(fields),
+        body=FileBody(source, span or Span.whole(head.size)),
+        outcome=outcome,
+        reason=reason,
+        digest=str(digest),
+    )
+
+
+def outcome_of(answer: Answer) -> str:
+    """The outcome of passing an upstream answer on."""
+    return "REFUSED" if judge(answer.status) is Verdict.NO else "ERROR" if not answer.ok else "RELAY"
+
+
+def unavailable(answer: Answer) -> UpstreamError:
+    """The error for an upstream answer that says nothing about the content: 429 and 5xx."""
+    if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return UpstreamError(
+            f"{answer.origin} answered 429: its limit is reached",
+            status=429,
+            code="TOOMANYREQUESTS",
+            retry_after=answer.headers.get("retry-after"),
+        )
+    return UpstreamError(f"{answer.origin} answered {answer.status}", retry_after=answer.headers.get("retry-after"))

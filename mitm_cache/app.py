@@ -1,0 +1,322 @@
+"""The composition root: everything is built and joined here, from one `Config`, and ends here."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TextIO
+
+from mitm_cache.ca import CertificateAuthority
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.evict import Sweeper
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import Layout, open_layout
+from mitm_cache.cache.links import Links
+from mitm_cache.cache.spool import Spool
+from mitm_cache.config import LISTENERS, PORTS, Config, Endpoint
+from mitm_cache.errors import ConfigError, MitmCacheError
+from mitm_cache.journal import AccessLine, Event, Journal
+from mitm_cache.proxy.deliver import Pump
+from mitm_cache.proxy.door import Door
+from mitm_cache.proxy.engine import Engine
+from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
+from mitm_cache.proxy.serve import Serve
+from mitm_cache.pull_through import PullThrough
+from mitm_cache.rights import Verdicts
+from mitm_cache.upstream.client import Client
+from mitm_cache.upstream.curl import Transport
+from mitm_cache.upstream.leg import Leg
+from mitm_cache.upstream.route import HostRule, Names, Own, Router
+from mitm_cache.upstream.tokens import AnonymousTokens
+from mitm_cache.upstream.trust import system_store, write_bundle
+from mitm_cache.wire.redirect import Origin
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 3600.0
+"""A sweep at least this often, and whenever a hundredth of the limit has come in."""
+SWEEP_TICK = 10.0
+READS = 8
+"""Threads that read what is not in the page cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What is listened on, known once the sockets are bound; `fallback` where low ports were not allowed."""
+
+    sockets: Sequence[tuple[str, socket.socket]]
+    fallback: bool
+
+    def address(self, listener: str) -> tuple[str, int]:
+        """The address and port of a listener's first socket."""
+        return next((host, port) for name, host, port in addresses(self.sockets) if name == listener)
+
+
+def bind_all(config: Config) -> Bound:
+    """Bind every listener: those the operator named as named, the others on their usual port or, where that is not
+    allowed, on a high one. Raises ConfigError."""
+    sockets, fallback = [], False
+    try:
+        for listener in LISTENERS:
+            if listener in config.listen:
+                sockets += [(listener, _bind_named(listener, endpoint)) for endpoint in config.listen[listener]]
+                continue
+            usual, high = PORTS[listener]
+            try:
+                sockets.append((listener, bind(listener, Endpoint("", usual))))
+            except PermissionError:
+                sockets.append((listener, bind(listener, Endpoint("", high))))
+                fallback = True
+    except BaseException:
+        for _, bound in sockets:
+            bound.close()
+        raise
+    return Bound(sockets, fallback)
+
+
+def _bind_named(listener: str, endpoint: Endpoint) -> socket.socket:
+    try:
+        return bind(listener, endpoint)
+    except PermissionError as error:
+        raise ConfigError(
+            f"listen.{listener}: {endpoint} is a port that needs the capability CAP_NET_BIND_SERVICE, or a lower "
+            "net.ipv4.ip_unprivileged_port_start"
+        ) from error
+
+
+class App:
+    """One process of the service: made ready by the constructor, at work in `run`."""
+
+    def __init__(self, config: Config, *, output: TextIO | None = None) -> None:
+        """Open the data directory and the CA, and bind the listeners. Raises MitmCacheError."""
+        self.config = config
+        self.layout: Layout = open_layout(config.data_dir)
+        permitted = config.permitted_names()
+        self.authority = CertificateAuthority.ensure(config.ca_dir, permitted=permitted, now=_now())
+        self.authority.check_covers(permitted)
+        self.bound = bind_all(config)
+        self.journal = Journal()
+        self.journal.add(AccessLine(config.log_format, output))
+        self._stopping = threading.Event()
+        self._engine: Engine | None = None
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`. `ready` is called once connections are accepted."""
+        async with AsyncExitStack() as stack:
+            index = Index(self.layout.index)
+            stack.callback(index.close)
+            blobs = Blobs(self.layout.blobs)
+            links = Links(self.layout.links, index)
+            spool = Spool(self.layout.spool, blobs)
+            verdicts = Verdicts(index)
+            verdicts.wipe()
+            tasks = await stack.enter_async_context(_Tasks())
+            transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
+            stack.callback(transport.close)
+            leg = Leg(client=self._client(transport), spool=spool, blobs=blobs, tasks=tasks.group)
+            stack.callback(leg.close)
+            stack.callback(self._stopping.set)
+            reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
+            stack.callback(reads.shutdown)
+
+            pull_through = PullThrough(blobs=blobs, links=links, spool=spool, verdicts=verdicts, leg=leg)
+            listeners = Listeners(sockets=self.bound.sockets, clients=Clients(self.config.allow), journal=self.journal)
+            door = Door(known=self.config.known, journal=self.journal, via=self._via, listeners=listeners.connections)
+            self._engine = engine = Engine()
+            intercept = Intercept(
+                authority=self.authority,
+                names={host.partition(":")[0] for host in self.config.known.hosts},
+                journal=self.journal,
+                listeners=listeners.listener,
+                clock=_now,
+            )
+            serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
+            engine.add(listeners, intercept, serve, Pump(engine.proxyserver, reads))
+            listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door)
+
+            sweeper = Sweeper(
+                blobs=blobs,
+                links=links,
+                spool=self.layout.spool,
+                lock=self.layout.run / "evict.lock",
+                limit=self.config.max_size.of,
+            )
+            tasks.start(self._sweep_regularly(sweeper, leg))
+            tasks.start(_call_when(listeners.started, ready))
+            if self._stopping.is_set():
+                return
+            await engine.run()
+
+    def stop(self) -> None:
+        """End `run`, from any thread or a signal handler."""
+        self._stopping.set()
+        if self._engine is not None:
+            self._engine.stop()
+
+    def close(self) -> None:
+        """Let go of the listeners of an app that never ran."""
+        for _, bound in self.bound.sockets:
+            bound.close()
+
+    @property
+    def _via(self) -> str:
+        return f"mitm-cache-{self.layout.identity}"
+
+    def _client(self, transport: Transport) -> Client:
+        config = self.config
+        system = system_store(os.environ)
+        if system is None:
+            logger.warning("no system store of certificates was found: upstream is trusted by ca_file only")
+        common = [config.ca_file] if config.ca_file else []
+        trust = write_bundle(self.layout.run, system=system, extra=common)
+        rules: dict[str, HostRule] = {}
+        bases: dict[str, str] = {}
+        for name, upstream in config.upstreams.items():
+            registry = config.known.named(name)
+            assert registry is not None
+            bases[name] = upstream.url or f"https://{registry.host}"
+            own_trust = (
+                write_bundle(self.layout.run, system=system, extra=[*common, upstream.ca_file])
+                if upstream.ca_file
+                else None
+            )
+            rules[Origin.of(bases[name]).host] = HostRule(upstream.resolve, own_trust)
+        own = Own()
+        for _, address, port in addresses(self.bound.sockets):
+            own.add(address, port)
+        router = Router(names=lambda: Names(config.resolvers), rules=rules, trust=trust, own=own)
+        return Client(
+            transport=transport,
+            router=router,
+            tokens=AnonymousTokens(),
+            bases=bases,
+            via=self._via,
+            allow_http=lambda _: config.allow_http,
+        )
+
+    async def _sweep_regularly(self, sweeper: Sweeper, leg: Leg) -> None:
+        arrived = _Arrived()
+        self.journal.add(arrived)
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            if loop.time() >= due or arrived.count > self._sweep_bytes():
+                arrived.count = 0
+                due = loop.time() + SWEEP_SECONDS
+                try:
+                    swept = await leg.run(sweeper.sweep)
+                    if swept is not None and swept.removed:
+                        logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
+                except (MitmCacheError, OSError) as error:
+                    logger.warning("the cache could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_TICK)
+
+    def _sweep_bytes(self) -> int:
+        return self.config.max_size.of(_disk_size(self.layout)) // 100
+
+
+class _Arrived:
+    """Counts the bytes that came from upstream."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: Event) -> None:
+        self.count += event.bytes_in
+
+
+class _Tasks:
+    """A task group whose tasks end with the service."""
+
+    def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
+        self._started: list[asyncio.Task[None]] = []
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        self._started.append(self.group.create_task(work))
+
+    async def __aenter__(self) -> "_Tasks":
+        await self.group.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._started:
+            task.cancel()
+        await self.group.__aexit__(None, None, None)
+
+
+async def _call_when(event: asyncio.Event, work: Callable[[], None]) -> None:
+    await event.wait()
+    work()
+
+
+def _disk_size(layout: Layout) -> int:
+    status = os.statvfs(layout.root)
+    return status.f_frsize * status.f_blocks
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def serve_forever(app: App, ready: Callable[[], None]) -> None:
+    """Run until SIGTERM or SIGINT."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, app.stop)
+        await app.run(ready)
+
+    asyncio.run(main())
+
+
+@contextmanager
+def run_in_thread(app: App) -> Iterator[App]:
+    """The app at work in a thread, accepting connections, for as long as the context lasts."""
+    ready = threading.Event()
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            asyncio.run(app.run(ready.set))
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked
+            failure.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=work, name="mitm-cache")
+    thread.start()
+    ready.wait()
+    try:
+        if failure:
+            raise failure[0]
+        yield app
+    finally:
+        app.stop()
+        thread.join()
+
+
+def configure_logging() -> None:
+    """Warnings to standard error, one line each; mitmproxy's remarks that are recorded as events are left out."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.addFilter(lambda record: not record.getMessage().startswith(_KNOWN_REMARKS))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+_KNOWN_REMARKS = (
+    "Warning: Running proxyserver without nextlayer addon!",
+    "No TLS context was provided, failing connection.",
+    "Client TLS handshake failed.",
+)

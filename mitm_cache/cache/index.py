@@ -1,0 +1,115 @@
+"""A fast, lossy index over diskcache, shared by all processes: whatever is in it can be found again without it.
+
+diskcache's own limits are kept in mind: it pickles what it does not know and un-pickles on read (CVE-2025-69872),
+so nothing but inline text, bytes and numbers goes in or comes out; its least-recently-stored policy never writes on a
+read; and writes, which may wait for another process's, happen in one thread of our own.
+"""
+
+import sqlite3
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import diskcache
+
+from mitm_cache.errors import StoreError
+
+TIMEOUT = 5.0
+"""Seconds to wait for another process's write."""
+
+type Value = str | bytes | int
+
+
+class StrictDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
+    """Refuses keys and values that would be pickled, when writing and when reading."""
+
+    def put(self, key: Any) -> tuple[Any, bool]:
+        if not isinstance(key, str):
+            raise TypeError(f"an index key is text, not {type(key).__name__}")
+        return key, True
+
+    def get(self, key: Any, raw: bool) -> Any:
+        if not raw or not isinstance(key, str):
+            raise StoreError("the index holds a pickled key; remove the index folder, it is rebuilt")
+        return key
+
+    def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> tuple[int, int, str | None, Any]:
+        if not isinstance(value, str | bytes | int) or isinstance(value, bool):
+            raise TypeError(f"an index value is text, bytes or a number, not {type(value).__name__}")
+        if not isinstance(value, int) and len(value) >= self.min_file_size:
+            raise ValueError("an index value is small")
+        row: tuple[int, int, str | None, Any] = super().store(value, read, key)
+        return row
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode != diskcache.core.MODE_RAW:
+            raise StoreError("the index holds a pickled or foreign value; remove the index folder, it is rebuilt")
+        return bytes(value) if isinstance(value, memoryview) else value
+
+
+class Index:
+    """Text keys to small values."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._cache = diskcache.Cache(
+                str(folder),
+                disk=StrictDisk,
+                timeout=TIMEOUT,
+                eviction_policy="least-recently-stored",
+                cull_limit=10,
+                size_limit=4 << 30,
+                statistics=0,
+            )
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the index in {folder} cannot be opened: {error}") from error
+        self._writer: Executor = ThreadPoolExecutor(1, thread_name_prefix="index")
+
+    def get(self, key: str) -> Value | None:
+        """The value, or None where there is none or it has expired; a broken index has nothing."""
+        try:
+            value: Value | None = self._cache.get(key)
+        except (sqlite3.Error, diskcache.Timeout):
+            return None
+        return value
+
+    def put(self, key: str, value: Value, *, seconds: float | None = None) -> None:
+        """Write and wait; give up quietly where another process holds the index too long."""
+        try:
+            self._writer.submit(self._set, key, value, seconds).result()
+        except RuntimeError:
+            pass  # shutting down: the index can be rebuilt
+
+    def put_soon(self, key: str, value: Value, *, seconds: float | None = None) -> None:
+        """Write without waiting."""
+        try:
+            self._writer.submit(self._set, key, value, seconds)
+        except RuntimeError:
+            pass  # shutting down
+
+    def _set(self, key: str, value: Value, seconds: float | None) -> None:
+        try:
+            self._cache.set(key, value, expire=seconds)
+        except (sqlite3.Error, diskcache.Timeout):
+            pass
+
+    def drop(self, key: str) -> None:
+        """Forget a key."""
+        self._writer.submit(self._delete, key)
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._cache.delete(key)
+        except (sqlite3.Error, diskcache.Timeout):
+            pass
+
+    def drop_prefix(self, prefix: str) -> None:
+        """Forget every key that starts with `prefix`, and wait for it."""
+        keys = [key for key in self._cache.iterkeys() if key.startswith(prefix)]
+        for key in keys:
+            self._delete(key)
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._writer.shutdown()
+        self._cache.close()

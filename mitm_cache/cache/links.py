@@ -1,0 +1,85 @@
+"""Which repository holds which content: one small file per link, so that the index can be thrown away.
+
+`links/<registry>/<repository>/_digests/<alg>-<hex>` says that a repository holds a digest, and
+`…/_tags/<tag>/<accept key>` what a tag was for clients that take those manifest types. No part of a repository's
+name begins with an underscore, so neither folder can be mistaken for a repository.
+"""
+
+import os
+import threading
+from collections.abc import Container
+from pathlib import Path
+
+from mitm_cache.cache.entry import Link
+from mitm_cache.cache.index import Index
+from mitm_cache.errors import StoreError
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import Accept
+from mitm_cache.oci.reference import Repository, Tag
+
+
+class Links:
+    """The tree of link files, read through the index."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self._folder = folder
+        self._index = index
+
+    def holds(self, registry: str, repository: Repository, digest: Digest) -> Link | None:
+        """The link by which a repository holds a digest, or None where it is not known to."""
+        return self._read(f"{registry}/{repository}/_digests/{digest.filename}")
+
+    def tagged(self, registry: str, repository: Repository, tag: Tag, accept: Accept) -> Link | None:
+        """What a tag was when it was last seen, or None."""
+        return self._read(f"{registry}/{repository}/_tags/{tag}/{accept.key}")
+
+    def hold(self, registry: str, repository: Repository, link: Link) -> None:
+        """Record that a repository holds a content. Blocks on the disk; raises StoreError."""
+        self._write(f"{registry}/{repository}/_digests/{link.digest.filename}", link)
+
+    def tag(self, registry: str, repository: Repository, tag: Tag, accept: Accept, link: Link) -> None:
+        """Record what a tag is now. Blocks on the disk; raises StoreError."""
+        self._write(f"{registry}/{repository}/_tags/{tag}/{accept.key}", link)
+
+    def _read(self, name: str) -> Link | None:
+        row = self._index.get(f"link:{name}")
+        if isinstance(row, str):
+            return Link.from_json(row)
+        try:
+            text = (self._folder / name).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StoreError(f"link {name} cannot be read: {error.strerror}") from error
+        self._index.put_soon(f"link:{name}", text)
+        return Link.from_json(text)
+
+    def _write(self, name: str, link: Link) -> None:
+        text = link.to_json()
+        if self._index.get(f"link:{name}") == text:
+            return
+        path = self._folder / name
+        draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with draft.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError as error:
+            raise StoreError(f"link {name} cannot be written: {error.strerror}") from error
+        self._index.put(f"link:{name}", text)
+
+    def forget(self, digests: Container[Digest]) -> None:
+        """Remove every link to these digests: their content is gone. Walks the whole tree."""
+        for root, _, files in os.walk(self._folder):
+            for name in files:
+                path = Path(root, name)
+                try:
+                    link = Link.from_json(path.read_text())
+                except (StoreError, OSError):
+                    continue
+                if link.digest in digests:
+                    path.unlink(missing_ok=True)
+                    self._index.drop(f"link:{path.relative_to(self._folder)}")

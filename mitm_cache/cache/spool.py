@@ -1,0 +1,254 @@
+"""Downloads in progress, shared by every process on this host through the file system alone.
+
+A download is an append-only part file named by its digest. Who holds its exclusive flock is the writer; everyone
+else, in this process or another, reads along. The inode is the generation and its mode bits are its state, which an
+open descriptor sees across rename and unlink. When a writer dies the lock is free and a reader takes over. A bad
+generation is marked, unlinked and never reused or truncated. Local file systems only: NFS locks differ.
+"""
+
+import contextlib
+import enum
+import fcntl
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.entry import Head
+from mitm_cache.errors import StoreError
+from mitm_cache.oci.digest import Digest
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+
+
+class State(enum.IntEnum):
+    """Mode bits of a part file. Its owner can always reopen it, so an unprivileged cache works too."""
+
+    GROWING = 0o600
+    VERIFIED = 0o640
+    FAILED = 0o601
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Why a generation failed, for readers in other processes. `shared` ones hold for every client."""
+
+    status: int
+    code: str
+    message: str
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is written beside a part file: readers need the size before the first byte."""
+
+    inode: int
+    head: Head
+    outcome: Outcome | None
+
+
+class Part:
+    """One open descriptor of a part file."""
+
+    __slots__ = ("_fd", "digest", "inode", "path")
+
+    def __init__(self, digest: Digest, path: Path, fd: int) -> None:
+        self.digest = digest
+        self.path = path
+        self._fd = fd
+        self.inode = os.fstat(fd).st_ino
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def stat(self) -> tuple[State, int]:
+        """The generation's state and its size in bytes so far."""
+        status = os.fstat(self._fd)
+        mode = status.st_mode & 0o777
+        # Neither mark means growing, whatever an administrator's chmod -R did to it.
+        return State(mode) if mode in (State.VERIFIED, State.FAILED) else State.GROWING, status.st_size
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to this generation."""
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except FileNotFoundError:
+            return False
+
+    def lock(self) -> bool:
+        """Try to become the writer."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def reopen(self) -> Self:
+        """A descriptor of its own on the same generation: a dup would share the writer's lock and position."""
+        fd = os.open(f"/proc/self/fd/{self._fd}", _FLAGS)
+        return type(self)(self.digest, self.path, fd)
+
+    def append(self, data: bytes) -> None:
+        """Write at the end. Raises StoreError, on a full disk for one."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            raise StoreError(f"the cache cannot be written: {error.strerror}") from error
+
+    def read(self, position: int, size: int) -> bytes:
+        """At most `size` bytes from a position that has been written. Raises StoreError."""
+        try:
+            chunk = os.pread(self._fd, size, position)
+        except OSError as error:
+            raise StoreError(f"the spool cannot be read: {error.strerror}") from error
+        if not chunk:
+            raise StoreError("a spool file is shorter than it was")
+        return chunk
+
+    def close(self) -> None:
+        """Let go; for a writer this releases the lock. Closing twice does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """This caller holds the lock; `part` may already hold bytes of a writer that died."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Somebody else is writing."""
+
+    part: Part
+
+
+class Spool:
+    """The folder of part files."""
+
+    def __init__(self, folder: Path, blobs: Blobs) -> None:
+        self._folder = folder
+        self._blobs = blobs
+
+    def join(self, digest: Digest) -> Writing | Reading | None:
+        """Become the writer or a reader of a digest's download; None: the blob is there by now, or look again.
+
+        Raises StoreError where the disk refuses.
+        """
+        path = self._folder / f"{digest.filename}.part"
+        try:
+            fd = os.open(path, _FLAGS | os.O_CREAT, State.GROWING)
+        except OSError as error:
+            raise StoreError(f"the spool cannot be written: {error.strerror}") from error
+        part = Part(digest, path, fd)
+        role = self._role(part)
+        if role is None:
+            part.close()
+        return role
+
+    def _role(self, part: Part) -> Writing | Reading | None:
+        if not part.lock():
+            return None if part.stat()[0] is State.FAILED else Reading(part)
+        # The path may lead elsewhere since the open: writing on would change an adopted blob.
+        if not part.is_current():
+            return None
+        if self._blobs.has(part.digest):
+            part.path.unlink(missing_ok=True)
+            return None
+        match part.stat()[0]:
+            case State.VERIFIED:  # its writer died between the mark and the rename
+                self._blobs.adopt(part.digest, part.path)
+                return None
+            case State.FAILED:
+                part.path.unlink(missing_ok=True)
+                return None
+            case State.GROWING:
+                return Writing(part)
+
+    def take_over(self, part: Part) -> Part | None:
+        """The writer's descriptor of a generation whose writer is gone; None while it lives or has ended."""
+        fresh = part.reopen()
+        if fresh.lock() and fresh.stat()[0] is State.GROWING and fresh.is_current():
+            return fresh
+        fresh.close()
+        return None
+
+    def seal(self, part: Part) -> None:
+        """Make a proven part the blob. Raises StoreError; the caller still closes the part."""
+        try:
+            os.fdatasync(part.fileno())
+            os.fchmod(part.fileno(), State.VERIFIED)
+            self._blobs.adopt(part.digest, part.path)
+        except OSError as error:
+            raise StoreError(f"the cache cannot be written: {error.strerror}") from error
+        self.forget(part.digest)
+
+    def discard(self, part: Part, outcome: Outcome) -> None:
+        """Mark a generation as bad, tell its readers why, and unlink it; the caller still closes the part."""
+        note = self.note(part)
+        with contextlib.suppress(StoreError):  # on a full disk the readers see the mark without the reason
+            self.write_note(part, note.head if note else Head(-1, ""), outcome)
+        os.fchmod(part.fileno(), State.FAILED)
+        if part.is_current():
+            part.path.unlink(missing_ok=True)
+
+    def _note_path(self, digest: Digest) -> Path:
+        return self._folder / f"{digest.filename}.json"
+
+    def forget(self, digest: Digest) -> None:
+        """Remove the note of a download that has ended."""
+        self._note_path(digest).unlink(missing_ok=True)
+
+    def forget_failure(self, part_inode: int, digest: Digest) -> None:
+        """Remove the note of a failed generation, unless a newer one has written its own."""
+        try:
+            note = self._read_note(digest)
+        except StoreError:
+            return  # the next sweep removes it
+        if note is not None and note.inode == part_inode:
+            self.forget(digest)
+
+    def write_note(self, part: Part, head: Head, outcome: Outcome | None = None) -> None:
+        """Say what is known of a generation. Raises StoreError."""
+        fields = {
+            "inode": part.inode,
+            "size": head.size,
+            "type": head.media_type,
+            "outcome": None if outcome is None else [outcome.status, outcome.code, outcome.message, outcome.shared],
+        }
+        path = self._note_path(part.digest)
+        draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            draft.write_text(json.dumps(fields))
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise StoreError(f"the spool cannot be written: {error.strerror}") from error
+
+    def note(self, part: Part) -> Note | None:
+        """What its writer has said of this generation so far."""
+        note = self._read_note(part.digest)
+        return note if note is not None and note.inode == part.inode else None
+
+    def _read_note(self, digest: Digest) -> Note | None:
+        try:
+            fields = json.loads(self._note_path(digest).read_text())
+            outcome = fields["outcome"]
+            return Note(
+                int(fields["inode"]),
+                Head(int(fields["size"]), str(fields["type"])),
+                None if outcome is None else Outcome(*outcome),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"the spool's note on {digest} is damaged") from error

@@ -1,0 +1,64 @@
+"""`mitm-cache example`: what to put on a node, from the table of registries."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from mitm_cache.registries import DOCKER_HUB, Known
+
+if TYPE_CHECKING:
+    from mitm_cache.config import Config
+
+ADDRESS = "192.0.2.10"
+"""An address of the documentation range (RFC 5737), to be replaced."""
+
+
+@click.group()
+def example() -> None:
+    """Print what a node needs to use this cache."""
+
+
+_address = click.option("--address", default=ADDRESS, show_default=True, help="The cache's address.")
+
+
+@example.command()
+@_address
+@click.pass_obj
+def hosts(config_of: "Callable[[], Config]", address: str) -> None:
+    """Lines for /etc/hosts: every registry's names lead to the cache."""
+    config = config_of()
+    click.echo(render_hosts(config.known, config.names, address), nl=False)
+
+
+@example.command("daemon-json")
+@_address
+@click.option("--port", default=5000, show_default=True, help="The port of the mirror listener.")
+@click.pass_obj
+def daemon_json(config_of: "Callable[[], Config]", address: str, port: int) -> None:
+    """dockerd's daemon.json for nodes that do not trust the CA: Docker Hub by its mirror, the others as insecure."""
+    click.echo(render_daemon_json(config_of().known, address, port), nl=False)
+
+
+def render_hosts(known: Known, names: tuple[str, ...], address: str) -> str:
+    """The lines, one registry each."""
+    lines = [
+        "# mitm-cache: these registries are pulled through the cache. Append to /etc/hosts on every node,",
+        f"# with the address of your cache for {ADDRESS}. Take the lines out to undo.",
+    ]
+    own = " ".join(name for name in names if not name.replace(".", "").isdigit())
+    lines += [f"{address} {own}"] if own else []
+    for registry in known:
+        hosts = dict.fromkeys(host.partition(":")[0] for host in registry.names)
+        lines.append(f"{address} {' '.join(hosts)}")
+    return "\n".join(lines) + "\n"
+
+
+def render_daemon_json(known: Known, address: str, port: int) -> str:
+    """The whole file."""
+    # dockerd never treats Docker Hub as insecure, and its mirror setting serves Docker Hub only.
+    insecure = [host for registry in known if registry.name != DOCKER_HUB.name for host in registry.names]
+    host = f"[{address}]" if ":" in address else address
+    document = {"registry-mirrors": [f"http://{host}:{port}"], "insecure-registries": insecure}
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,104 @@
+"""One event for each request, made at the door; every account of what happened is written from it.
+
+The access line is text on a terminal and JSON otherwise. No event holds a header, a query or a credential.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TextIO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A request that has ended. `time` is seconds of the epoch; `*_ms` are milliseconds, `bytes_*` are of bodies."""
+
+    time: float
+    listener: str
+    client: str
+    user: str = ""
+    method: str = ""
+    outcome: str
+    reason: str = ""
+    registry: str = ""
+    repository: str = ""
+    reference: str = ""
+    digest: str = ""
+    status: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    ttfb_ms: float = 0.0
+    ms: float = 0.0
+    user_agent: str = ""
+    request_id: str = ""
+
+
+def to_json(event: Event) -> str:
+    """One JSON object; the time by RFC 3339."""
+    return json.dumps(asdict(event) | {"time": _timestamp(event.time)}, separators=(",", ":"))
+
+
+def to_text(event: Event) -> str:
+    """One line for a person."""
+    what = "/".join(part for part in (event.registry, event.repository) if part)
+    separator = "@" if ":" in event.reference else ":"
+    name = f"{what}{separator}{_short(event.reference)}" if event.reference else what
+    size = f" {_size(event.bytes_out)}" if event.bytes_out else ""
+    words = f"{event.method} {name}".strip()
+    line = (
+        f"{_timestamp(event.time)[11:19]} {event.outcome:<11} {event.status or '-':>3} {words}{size}"
+        f" {event.ms:.0f} ms  {event.listener} {event.client}  {event.reason}"
+    )
+    return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _short(reference: str) -> str:
+    return reference[:19] if ":" in reference else reference
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+class Journal:
+    """Hands each event to everybody who keeps account."""
+
+    def __init__(self) -> None:
+        self._sinks: list[Callable[[Event], None]] = []
+
+    def add(self, sink: Callable[[Event], None]) -> None:
+        """Have `sink` called with every event from now on."""
+        self._sinks.append(sink)
+
+    def record(self, event: Event) -> None:
+        """Tell every sink."""
+        for sink in self._sinks:
+            sink(event)
+
+
+class AccessLine:
+    """Writes events as lines."""
+
+    def __init__(self, style: str, stream: TextIO | None = None) -> None:
+        """`style`: text, json, or auto (text on a terminal)."""
+        self._stream = stream or sys.stdout
+        if style == "auto":
+            style = "text" if self._stream.isatty() else "json"
+        self._format = to_text if style == "text" else to_json
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._stream.write(self._format(event) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # a log that cannot be written must not stop pulls

@@ -1,0 +1,152 @@
+"""What is decided about a request before any of its body is read, and what is remembered of it until its last byte."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from secrets import token_hex
+from weakref import WeakKeyDictionary
+
+from mitmproxy import http
+from mitmproxy.connection import Client
+
+from mitm_cache.answers import explain
+from mitm_cache.errors import ClientError, LoopError, MitmCacheError
+from mitm_cache.journal import Event, Journal
+from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, TokenExchange, classify, repository_of
+from mitm_cache.proxy.identity import Arrival, identify
+from mitm_cache.registries import Known, Registry
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.message import Credential, Request, Response
+
+MAX_BODY = 1 << 20
+"""Bytes of a request's body: only token endpoints take one."""
+FORMS = {"authority": 405, "absolute": 400}
+"""What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """One request and its answer, from the door to the last byte."""
+
+    listener: str
+    client: str
+    method: str
+    user_agent: str
+    journal: Journal
+    request: Request | None = None
+    registry: Registry | None = None
+    response: Response | None = None
+    request_id: str = field(default_factory=lambda: token_hex(8))
+    at: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+    first_byte: float = 0.0
+    recorded: bool = False
+
+    def mark_first_byte(self) -> None:
+        """Note when the answer began to be sent."""
+        self.first_byte = self.first_byte or time.monotonic()
+
+    def finish(self, *, bytes_out: int, failure: str = "") -> None:
+        """Record the event, once, with what was really sent."""
+        if self.recorded:
+            return
+        self.recorded = True
+        now = time.monotonic()
+        response = self.response
+        operation = self.request.operation if self.request else None
+        repository = repository_of(operation) if operation else None
+        self.journal.record(
+            Event(
+                time=self.at,
+                listener=self.listener,
+                client=self.client,
+                method=self.method,
+                outcome="ERROR" if failure or response is None else response.outcome,
+                reason=failure or (response.reason if response else "no answer was made"),
+                registry=self.registry.name if self.registry else "",
+                repository=str(repository or ""),
+                reference=_reference(operation),
+                digest=response.digest if response else "",
+                status=response.status if response else 0,
+                bytes_out=bytes_out,
+                bytes_in=response.bytes_in if response else 0,
+                ttfb_ms=round(((self.first_byte or now) - self.started) * 1000, 1),
+                ms=round((now - self.started) * 1000, 1),
+                user_agent=self.user_agent[:256],
+                request_id=self.request_id,
+            )
+        )
+
+
+def _reference(operation: Operation | None) -> str:
+    match operation:
+        case Manifest():
+            return str(operation.reference)
+        case Blob() | Referrers():
+            return str(operation.digest)
+        case _:
+            return ""
+
+
+class Door:
+    """Admits requests: identity, form, path and method are settled here, and nowhere else."""
+
+    def __init__(self, *, known: Known, journal: Journal, via: str, listeners: Mapping[str, tuple[str, int]]) -> None:
+        """`listeners`: the listener and local port of each connection, by mitmproxy's id of it."""
+        self._known = known
+        self._journal = journal
+        self._via = via
+        self._listeners = listeners
+        self.pending: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
+
+    def admit(self, client: Client, request: http.Request) -> Exchange:
+        """An exchange; its `response` is set where the request is refused on its head alone."""
+        listener, port = self._listeners.get(client.id, ("", 0))
+        exchange = Exchange(
+            listener=listener,
+            client=client.peername[0],
+            method=request.method[:16],
+            user_agent=request.headers.get("user-agent", ""),
+            journal=self._journal,
+        )
+        try:
+            arrival = Arrival(listener, port, (client.sni or "").lower() if client.tls else None)
+            self._admit(exchange, arrival, request)
+        except MitmCacheError as error:
+            exchange.response = explain(error, exchange.request)
+        return exchange
+
+    def _admit(self, exchange: Exchange, arrival: Arrival, request: http.Request) -> None:
+        if not arrival.listener:
+            raise MitmCacheError("a connection of no listener")
+        if request.first_line_format != "relative" or request.method == "CONNECT":
+            form = "authority" if request.method == "CONNECT" else request.first_line_format
+            raise ClientError(
+                f"the {arrival.listener} listener is no proxy: it takes requests for a path, no URL and no CONNECT",
+                status=FORMS.get(form, 400),
+            )
+        if arrival.listener == "tls" and arrival.sni is None:
+            raise ClientError("this listener takes TLS only")
+        registry = identify(arrival, request.headers.get_all("host"), self._known)
+        exchange.registry = registry
+        if self._via in ",".join(request.headers.get_all("via")):
+            raise LoopError(
+                f"{registry.name} leads back to this cache; set upstream.resolvers or registries.NAME.resolve"
+            )
+        operation = classify(request.path.partition("?")[0])
+        authorization = request.headers.get("authorization")
+        exchange.request = Request(
+            listener=arrival.listener,
+            client=exchange.client,
+            method=request.method,
+            registry=registry,
+            operation=operation,
+            target=request.path,
+            headers=Headers(request.headers.items(multi=True)),
+            credential=Credential(authorization) if authorization else None,
+        )
+        if request.method not in ("GET", "HEAD") and not isinstance(operation, TokenExchange):
+            raise ClientError(f"{request.method} is not relayed to {registry.name}", status=405)
+        declared = request.headers.get("content-length", "0")
+        if not declared.isdigit() or int(declared) > MAX_BODY:
+            raise ClientError(f"a request body is at most {MAX_BODY} bytes here", status=413)

@@ -1,0 +1,109 @@
+"""TLS with clients: a leaf for each server name that is a registry's, minted when it is first asked for.
+
+The name in a ClientHello is the client's own choice, so leaves are minted for known names only; their number bounds
+the contexts that are kept. A name that is not known gets no certificate and no answer.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from mitmproxy.tls import ClientHelloData, TlsData
+from OpenSSL import SSL, crypto
+
+from mitm_cache.ca import CertificateAuthority
+from mitm_cache.journal import Event, Journal
+
+HTTP = b"http/1.1"
+CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+"""TLS 1.2 with forward secrecy and authenticated encryption; TLS 1.3 has nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A context with its leaf, and from when on another is due."""
+
+    context: SSL.Context
+    renew_at: datetime
+
+
+class Intercept:
+    """The addon that gives mitmproxy its client-side TLS; the stock TlsConfig stays out, since it writes a CA of its
+    own that may sign for anything."""
+
+    def __init__(
+        self,
+        *,
+        authority: CertificateAuthority,
+        names: Collection[str],
+        journal: Journal,
+        listeners: Callable[[str], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`names`: the server names that are intercepted; `listeners`: the listener of a connection by its id."""
+        self._authority = authority
+        self._names = frozenset(names)
+        self._journal = journal
+        self._listeners = listeners
+        self._clock = clock
+        self._minted: dict[str, Minted] = {}
+
+    def tls_clienthello(self, data: ClientHelloData) -> None:
+        """There is no server to ask first."""
+        data.establish_server_tls_first = False
+
+    def tls_start_client(self, data: TlsData) -> None:
+        """Choose the context by name; without one mitmproxy closes the connection."""
+        name = (data.conn.sni or "").lower().rstrip(".")
+        if name not in self._names:
+            self._record_refusal(data, name)
+            return
+        data.ssl_conn = SSL.Connection(self.context(name))
+        data.ssl_conn.set_accept_state()
+
+    def context(self, name: str) -> SSL.Context:
+        """The context for a known name, with a leaf that is not due to be renewed."""
+        now = self._clock()
+        minted = self._minted.get(name)
+        if minted is None or minted.renew_at <= now:
+            leaf = self._authority.mint(name, now=now)
+            minted = Minted(_make_context(leaf.certificate_chain_pem, leaf.private_key_pem), leaf.renew_at)
+            self._minted[name] = minted
+        return minted.context
+
+    def _record_refusal(self, data: TlsData, name: str) -> None:
+        shown = "".join(c if c.isprintable() else "?" for c in name[:253])
+        client = data.conn.peername
+        self._journal.record(
+            Event(
+                time=time.time(),
+                listener=self._listeners(data.conn.id),
+                client=client[0] if client else "",
+                outcome="REFUSED",
+                reason=f"server name {shown!r} is not a registry this cache serves"
+                if shown
+                else "no server name (SNI)",
+            )
+        )
+
+
+def _make_context(chain: bytes, key: bytes) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_cipher_list(CIPHERS)
+    # Ticket keys are per context and per process, so tickets would seldom be of use; Go's clients ask for none.
+    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_alpn_select_callback(lambda _, offers: HTTP if HTTP in offers else SSL.NO_OVERLAPPING_PROTOCOLS)
+    leaf, *issuers = _split(chain)
+    context.use_certificate(crypto.load_certificate(crypto.FILETYPE_PEM, leaf))
+    for issuer in issuers:
+        context.add_extra_chain_cert(crypto.load_certificate(crypto.FILETYPE_PEM, issuer))
+    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key))
+    return context
+
+
+def _split(chain: bytes) -> list[bytes]:
+    end = b"-----END CERTIFICATE-----\n"
+    return [part + end for part in chain.split(end) if part.strip()]

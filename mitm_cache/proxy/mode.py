@@ -1,0 +1,192 @@
+"""Listening: our own sockets, mitmproxy's connection handler, and which layer a connection gets.
+
+mitmproxy's modes, its NextLayer and its TlsConfig stay out; each connection is handed to a `ProxyConnectionHandler`
+as its own `ServerInstance` does, under a listener of ours, so every later decision knows how a client came in.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.master import Master
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+from mitmproxy.proxy.mode_specs import ProxyMode
+
+from mitm_cache.config import Endpoint, Network
+from mitm_cache.errors import ConfigError
+from mitm_cache.journal import Event, Journal
+from mitm_cache.proxy.deliver import DeliveryLayer, RefusalLayer
+from mitm_cache.proxy.door import Door
+
+BACKLOG = 1024
+TLS_RECORD = 0x16
+"""The first byte of a ClientHello (RFC 8446, 5.1)."""
+
+
+def bind(listener: str, endpoint: Endpoint) -> socket.socket:
+    """A bound TCP socket; without a host on every address, IPv6 and IPv4. Raises ConfigError, OSError for EACCES."""
+    family = socket.AF_INET6 if ":" in endpoint.host or not endpoint.host else socket.AF_INET
+    try:
+        return _bind(family, endpoint.host or "::", endpoint.port)
+    except OSError as error:
+        if not endpoint.host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return _bind(socket.AF_INET, "0.0.0.0", endpoint.port)  # noqa: S104 - a host without IPv6
+        if error.errno == errno.EACCES:
+            raise
+        raise ConfigError(f"listen.{listener}: {endpoint} cannot be bound: {error.strerror}") from error
+
+
+def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    # asyncio sets TCP_NODELAY only on sockets that say they are TCP: 40 ms for each small answer otherwise.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class Clients:
+    """Which addresses may connect."""
+
+    def __init__(self, allowed: Sequence[Network]) -> None:
+        self._allowed = tuple(allowed)
+
+    def admits(self, address: str) -> bool:
+        """Whether an address, IPv4 mapped into IPv6 included, is in an allowed network."""
+        try:
+            parsed = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(parsed, "ipv4_mapped", None)
+        return any((mapped or parsed) in network for network in self._allowed)
+
+
+class Listeners:
+    """The addon that accepts connections once mitmproxy runs, and chooses their layers."""
+
+    def __init__(self, *, sockets: Sequence[tuple[str, socket.socket]], clients: Clients, journal: Journal) -> None:
+        """`sockets`: each with the name of its listener."""
+        self._sockets = sockets
+        self._clients = clients
+        self._journal = journal
+        self._servers: list[asyncio.Server] = []
+        self.connections: dict[str, tuple[str, int]] = {}
+        self._mode = ProxyMode.parse("regular")
+        self._master: Master | None = None
+        self._proxyserver: Proxyserver | None = None
+        self._door: Door | None = None
+        self.started = asyncio.Event()
+
+    def join(self, *, master: Master, proxyserver: Proxyserver, door: Door) -> None:
+        """Say whom connections are handed to."""
+        self._master, self._proxyserver, self._door = master, proxyserver, door
+
+    def listener(self, connection_id: str) -> str:
+        """The listener a connection came in by."""
+        return self.connections.get(connection_id, ("", 0))[0]
+
+    async def running(self) -> None:
+        """mitmproxy is ready: accept."""
+        for listener, bound in self._sockets:
+            acceptor = _Acceptor(self, listener, bound.getsockname()[1])
+            self._servers.append(await asyncio.start_server(acceptor.accept, sock=bound, backlog=BACKLOG))
+        self.started.set()
+
+    def done(self) -> None:
+        """Stop accepting."""
+        for server in self._servers:
+            server.close()
+
+    async def handle(
+        self, listener: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Hand one connection to mitmproxy, if its client may connect at all."""
+        assert self._master is not None
+        assert self._proxyserver is not None
+        peer = writer.get_extra_info("peername")
+        address = str(peer[0]).removeprefix("::ffff:") if peer else ""
+        if not self._clients.admits(address):
+            self._refuse(listener, address)
+            writer.transport.abort()
+            return
+        handler = ProxyConnectionHandler(self._master, reader, writer, self._master.options, self._mode)
+        client = handler.layer.context.client
+        client.peername = (address, peer[1])
+        self.connections[client.id] = (listener, port)
+        try:
+            with self._proxyserver.register_connection(client.id, handler):
+                await handler.handle_client()
+        finally:
+            del self.connections[client.id]
+
+    def _refuse(self, listener: str, address: str) -> None:
+        self._journal.record(
+            Event(
+                time=time.time(),
+                listener=listener,
+                client=address,
+                outcome="REFUSED",
+                reason="the address is not in clients.allow",
+            )
+        )
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        """TLS on the tls listener, HTTP inside it and on the others; anything else is refused, the unexpected too."""
+        data = nextlayer.data_client()
+        if not data:
+            return
+        context = nextlayer.context
+        nextlayer.layer = RefusalLayer(context, "internal error")
+        if self._door is None:
+            return
+        listener = self.listener(context.client.id)
+        speaks_tls = data[0] == TLS_RECORD
+        if listener == "tls" and not context.client.tls:
+            if speaks_tls:
+                nextlayer.layer = ClientTLSLayer(context)
+            else:
+                nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
+        elif speaks_tls:
+            nextlayer.layer = RefusalLayer(context, f"The {listener} listener takes plain HTTP only.")
+        else:
+            nextlayer.layer = DeliveryLayer(context, self._door)
+
+
+class _Acceptor:
+    """A listener's callback for new connections."""
+
+    def __init__(self, listeners: Listeners, listener: str, port: int) -> None:
+        self._listeners = listeners
+        self._listener = listener
+        self._port = port
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._listeners.handle(self._listener, self._port, reader, writer)
+
+
+def lowest_port() -> int:
+    """The lowest port that this process may bind without a capability."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024 if os.geteuid() else 0
+
+
+def addresses(sockets: Sequence[tuple[str, socket.socket]]) -> Iterator[tuple[str, str, int]]:
+    """Listener, address and port of each bound socket."""
+    for listener, bound in sockets:
+        name = bound.getsockname()
+        yield listener, name[0], name[1]

@@ -1,0 +1,80 @@
+"""The table of known registries: the names by which one is reached, and the hosts that issue its tokens.
+
+Facts from the registries' documentation; everything here can be overridden or extended under `[registries]`.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """One registry under all its names.
+
+    `name` is what users write in image names and what cache keys hold; `host` (with `:port` where it is not 443) is
+    where its API is; `aliases` are other hosts that mean the same; `auth_hosts` issue its tokens besides `host`.
+    """
+
+    name: str
+    host: str
+    aliases: tuple[str, ...] = ()
+    auth_hosts: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every host name that clients reach this registry by, without repetition."""
+        return tuple(dict.fromkeys((self.name, self.host, *self.aliases)))
+
+
+DOCKER_HUB = Registry(
+    "docker.io",
+    "registry-1.docker.io",
+    aliases=("index.docker.io", "registry.hub.docker.com"),
+    auth_hosts=("auth.docker.io",),
+)
+
+TABLE: tuple[Registry, ...] = (
+    DOCKER_HUB,
+    Registry("quay.io", "quay.io"),
+    Registry("ghcr.io", "ghcr.io"),
+    Registry("gcr.io", "gcr.io"),
+    Registry("us.gcr.io", "us.gcr.io"),
+    Registry("eu.gcr.io", "eu.gcr.io"),
+    Registry("asia.gcr.io", "asia.gcr.io"),
+    Registry("registry.k8s.io", "registry.k8s.io", aliases=("k8s.gcr.io",)),
+    Registry("mcr.microsoft.com", "mcr.microsoft.com"),
+    Registry("public.ecr.aws", "public.ecr.aws", aliases=("ecr-public.aws.com",)),
+    Registry("registry.gitlab.com", "registry.gitlab.com", auth_hosts=("gitlab.com",)),
+    Registry("registry.access.redhat.com", "registry.access.redhat.com"),
+    Registry("registry.redhat.io", "registry.redhat.io", auth_hosts=("sso.redhat.com",)),
+    Registry("registry.suse.com", "registry.suse.com", auth_hosts=("scc.suse.com",)),
+    Registry("docker.elastic.co", "docker.elastic.co", auth_hosts=("docker-auth.elastic.co",)),
+    Registry("nvcr.io", "nvcr.io", auth_hosts=("authn.nvidia.com",)),
+    Registry("cgr.dev", "cgr.dev"),
+)
+
+
+class Known:
+    """The registries this cache serves, found by any of their host names."""
+
+    __slots__ = ("_by_host", "_by_name")
+
+    def __init__(self, registries: Iterable[Registry]) -> None:
+        self._by_name = {registry.name: registry for registry in registries}
+        self._by_host = {host: registry for registry in self._by_name.values() for host in registry.names}
+
+    def find(self, host: str) -> Registry | None:
+        """The registry that a host name (with `:port` where it is not the scheme's own) means, or None."""
+        return self._by_host.get(host.lower().rstrip("."))
+
+    def named(self, name: str) -> Registry | None:
+        """The registry of a canonical name, or None."""
+        return self._by_name.get(name)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every host name that a node may send here."""
+        return tuple(self._by_host)
+
+    def __iter__(self) -> Iterator[Registry]:
+        return iter(self._by_name.values())

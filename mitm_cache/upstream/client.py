@@ -1,0 +1,136 @@
+"""Requests to registries: redirects followed here, credentials kept where they belong, tokens for strangers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from mitm_cache.errors import LoopError, UpstreamError
+from mitm_cache.oci.reference import Repository
+from mitm_cache.registries import Registry
+from mitm_cache.upstream.curl import Answer, Outgoing, Sink, Transport
+from mitm_cache.upstream.route import Router
+from mitm_cache.upstream.tokens import AnonymousTokens, belongs
+from mitm_cache.wire.challenge import parse_bearer
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.message import Credential
+from mitm_cache.wire.redirect import MAX_HOPS, STATUSES, Origin, carry, next_hop
+
+EXCHANGE_SECONDS = 60
+"""For a whole exchange whose body is small."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request to a registry, before it is known where it leads."""
+
+    registry: Registry
+    repository: Repository | None
+    method: str
+    target: str
+    headers: Headers
+    credential: Credential | None
+    body: bytes = b""
+    follow: bool = True
+    limit: int = 64 << 10
+
+
+class Client:
+    """Speaks to registries in the calling thread."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        router: Router,
+        tokens: AnonymousTokens,
+        bases: Mapping[str, str],
+        via: str,
+        allow_http: Callable[[str], bool],
+    ) -> None:
+        """`bases`: the URL of each registry by name, without a path where it is at its host's root.
+
+        `via`: this cache's pseudonym; `allow_http`: whether a registry's answers may lead to http.
+        """
+        self._transport = transport
+        self._router = router
+        self._tokens = tokens
+        self._bases = bases
+        self._via = via
+        self._allow_http = allow_http
+
+    def base(self, registry: Registry) -> str:
+        """The URL below which a registry's `/v2/` is."""
+        return self._bases.get(registry.name) or f"https://{registry.host}"
+
+    def exchange(self, call: Call) -> Answer:
+        """A request whose answer is small: at most `call.limit` bytes, in 60 seconds. Raises UpstreamError."""
+        return self._authorized(call, lambda outgoing: self._follow(outgoing, call, None))
+
+    def stream(self, call: Call, sink: Sink) -> Answer:
+        """A request whose 2xx body goes to `sink` as it arrives. Raises UpstreamError, or what the sink raises."""
+        return self._authorized(call, lambda outgoing: self._follow(outgoing, call, sink))
+
+    def _authorized(self, call: Call, send: Callable[[Outgoing], Answer]) -> Answer:
+        headers = call.headers + Headers([("Via", f"1.1 {self._via}"), ("Accept-Encoding", "identity")])
+        outgoing = Outgoing(call.method, self.base(call.registry).rstrip("/") + call.target, headers, call.body)
+        if call.credential is not None:
+            return send(_with_authorization(outgoing, call.credential.header))
+        if call.repository is None:
+            return send(outgoing)
+        token = self._tokens.find(call.registry, call.repository)
+        answer = send(_with_authorization(outgoing, f"Bearer {token}") if token else outgoing)
+        if answer.status != 401:
+            return answer
+        self._tokens.drop(call.registry, call.repository)
+        fresh = self._anonymous_token(call, call.repository, answer)
+        return send(_with_authorization(outgoing, f"Bearer {fresh}")) if fresh else answer
+
+    def _anonymous_token(self, call: Call, repository: Repository, refusal: Answer) -> str | None:
+        challenge = parse_bearer(refusal.headers.get("www-authenticate"))
+        if challenge is None or not belongs(challenge.realm, call.registry, Origin.of(self.base(call.registry))):
+            return None
+        return self._tokens.acquire(call.registry, repository, challenge, lambda url: self._token_exchange(url, call))
+
+    def _token_exchange(self, url: str, call: Call) -> Answer:
+        headers = Headers([("Via", f"1.1 {self._via}"), ("Accept", "application/json")])
+        return self._follow(Outgoing("GET", url, headers), replace(call, method="GET", limit=1 << 20), None)
+
+    def _follow(self, outgoing: Outgoing, call: Call, sink: Sink | None) -> Answer:
+        for hop in range(MAX_HOPS + 1):
+            origin = Origin.of(outgoing.url)
+            answer = self._transport.perform(
+                outgoing,
+                self._router.find(origin),
+                sink=_SuccessOnly(sink) if sink is not None else None,
+                limit=call.limit,
+                seconds=0 if sink is not None else EXCHANGE_SECONDS,
+            )
+            answer.hops = hop
+            if answer.status == LoopError.status and self._is_loop(answer):
+                raise LoopError(f"the way to {origin.host} leads back to this cache; set upstream.resolvers or resolve")
+            if answer.status not in STATUSES or not call.follow:
+                return answer
+            target = next_hop(
+                outgoing.url, answer.headers.get("location"), allow_http=self._allow_http(call.registry.name)
+            )
+            outgoing = replace(outgoing, url=target, headers=carry(outgoing.headers, outgoing.url, target))
+        raise UpstreamError(f"{call.registry.name} redirects more than {MAX_HOPS} times")
+
+    def _is_loop(self, answer: Answer) -> bool:
+        return self._via in (answer.headers.get("via") or "")
+
+
+@dataclass(frozen=True, slots=True)
+class _SuccessOnly:
+    """Keeps the bodies of redirects and errors out of a sink."""
+
+    sink: Sink
+
+    def begin(self, answer: Answer) -> bool:
+        return answer.ok and self.sink.begin(answer)
+
+    def write(self, data: bytes) -> None:
+        self.sink.write(data)
+
+
+def _with_authorization(outgoing: Outgoing, value: str) -> Outgoing:
+    return replace(outgoing, headers=outgoing.headers + Headers([("Authorization", value)]))

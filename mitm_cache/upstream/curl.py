@@ -1,0 +1,258 @@
+"""One HTTP request by libcurl, in the calling thread; the only module that knows pycurl.
+
+libcurl releases the GIL while it waits and decrypts, so downloads run beside the event loop instead of in it. What
+it would take from its surroundings (proxies of the environment, `.netrc`, signals, other protocols) is switched off.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pycurl
+
+from mitm_cache.errors import MitmCacheError, StoppingError, UpstreamError
+from mitm_cache.upstream.route import Route
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.redact import redact
+from mitm_cache.wire.redirect import Origin
+
+CONNECT_SECONDS = 10
+STALL_SECONDS = 30
+"""Less than one byte a second for this long is a broken connection."""
+MAX_HEAD = 128 << 10
+"""Bytes of an answer's header fields."""
+IDLE_HANDLES = 16
+"""Kept per origin, each with its open connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request to one URL, as it goes out."""
+
+    method: str
+    url: str
+    headers: Headers
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back. `body` holds the bytes that no sink took."""
+
+    status: int
+    headers: Headers
+    origin: Origin
+    body: bytes = b""
+    hops: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, where it is given and is a number."""
+        value = self.headers.get("content-length")
+        return int(value) if value is not None and value.isascii() and value.isdigit() else None
+
+
+class Sink(Protocol):
+    """Takes a body as it arrives. Both methods may raise MitmCacheError, which ends the request."""
+
+    def begin(self, answer: Answer) -> bool:
+        """Whether this answer's body is wanted; else it is collected in `answer.body`."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """The state of one request between libcurl's callbacks, from which nothing may escape."""
+
+    origin: Origin
+    sink: Sink | None
+    limit: int
+    stopped: Callable[[], bool]
+    status: int = 0
+    fields: list[tuple[str, str]] = field(default_factory=list)
+    head_size: int = 0
+    answer: Answer | None = None
+    streaming: bool = False
+    collected: bytearray = field(default_factory=bytearray)
+    failure: MitmCacheError | None = None
+
+    def on_header(self, line: bytes) -> int | None:
+        if self.answer is not None:
+            return None  # a trailer
+        self.head_size += len(line)
+        text = line.decode("latin-1").strip()
+        if self.head_size > MAX_HEAD:
+            return self._fail(UpstreamError(f"{self.origin} sent more than {MAX_HEAD} bytes of header fields"))
+        if text.startswith("HTTP/"):
+            words = text.split(None, 2)
+            self.status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+            self.fields.clear()
+        elif text:
+            name, _, value = text.partition(":")
+            self.fields.append((name.strip(), value.strip()))
+        elif self.status >= 200:
+            self.answer = Answer(self.status, Headers(self.fields), self.origin)
+            return self._guard(self._begin)
+        return None
+
+    def _begin(self) -> None:
+        assert self.answer is not None
+        self.streaming = self.sink is not None and self.sink.begin(self.answer)
+
+    def on_body(self, data: bytes) -> int | None:
+        if self.streaming:
+            assert self.sink is not None
+            sink = self.sink
+            return self._guard(lambda: sink.write(data))
+        self.collected += data
+        if len(self.collected) > self.limit:
+            return self._fail(UpstreamError(f"{self.origin} sent more than {self.limit} bytes where few were expected"))
+        return None
+
+    def on_progress(self, *_: int) -> int:
+        return 1 if self.stopped() else 0
+
+    def _guard(self, step: Callable[[], None]) -> int | None:
+        try:
+            step()
+        except MitmCacheError as error:
+            return self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - libcurl would print it and go on
+            return self._fail(MitmCacheError(f"internal error while receiving: {type(error).__name__}: {error}"))
+        return None
+
+    def _fail(self, error: MitmCacheError) -> int:
+        self.failure = error
+        return -1
+
+
+class Transport:
+    """Sends requests and keeps the connections. Many threads may use it; each handle is one thread's at a time."""
+
+    def __init__(self, *, agent: str, stopped: Callable[[], bool]) -> None:
+        """`stopped` is asked at least once a second; when true, requests under way end with UpstreamError."""
+        self._agent = agent
+        self._stopped = stopped
+        self._idle: defaultdict[tuple[Origin, Path], list[pycurl.Curl]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def perform(
+        self, request: Outgoing, route: Route, *, sink: Sink | None = None, limit: int = 64 << 10, seconds: int = 0
+    ) -> Answer:
+        """Send one request and return its answer; no redirect is followed.
+
+        `limit` bounds a body that no sink takes, in bytes; `seconds` the whole exchange, 0 for no bound but the stall.
+        Raises UpstreamError, or what the sink raised.
+        """
+        origin = Origin.of(request.url)
+        exchange = _Exchange(origin, sink, limit, self._stopped)
+        handle = self._take(origin, route)
+        try:
+            self._configure(handle, request, origin, route, exchange, seconds)
+            handle.perform()
+        except pycurl.error as error:
+            handle.close()
+            raise exchange.failure or _explain(error, origin, stopped=self._stopped()) from None
+        except BaseException:
+            handle.close()
+            raise
+        self._give_back(handle, origin, route)
+        if exchange.answer is None:
+            raise UpstreamError(f"{redact(request.url)} was answered by no HTTP message")
+        exchange.answer.body = bytes(exchange.collected)
+        return exchange.answer
+
+    def _configure(
+        self,
+        handle: pycurl.Curl,
+        request: Outgoing,
+        origin: Origin,
+        route: Route,
+        exchange: _Exchange,
+        seconds: int,
+    ) -> None:
+        set_option = handle.setopt
+        set_option(pycurl.URL, request.url.encode())
+        set_option(pycurl.NOSIGNAL, 1)
+        set_option(pycurl.FOLLOWLOCATION, 0)
+        set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        set_option(pycurl.NETRC, pycurl.NETRC_IGNORED)
+        set_option(pycurl.PROXY, "")
+        set_option(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+        set_option(pycurl.PATH_AS_IS, 1)
+        set_option(pycurl.CAINFO, str(route.trust))
+        set_option(pycurl.SSL_VERIFYPEER, 1)
+        set_option(pycurl.SSL_VERIFYHOST, 2)
+        set_option(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS)
+        set_option(pycurl.LOW_SPEED_LIMIT, 1)
+        set_option(pycurl.LOW_SPEED_TIME, STALL_SECONDS)
+        set_option(pycurl.TIMEOUT, seconds)
+        set_option(pycurl.USERAGENT, self._agent)
+        set_option(pycurl.BUFFERSIZE, 256 << 10)
+        addresses = ",".join(f"[{a}]" if ":" in a else a for a in route.addresses)
+        set_option(pycurl.RESOLVE, [f"{origin.host}:{origin.port}:{addresses}"])
+        # An empty value takes out what libcurl would add by itself.
+        fields = [f"{name}: {value}" for name, value in request.headers] + ["Expect:"]
+        if request.headers.get("accept") is None:
+            fields.append("Accept:")
+        set_option(pycurl.HTTPHEADER, [line.encode("latin-1", "replace") for line in fields])
+        if request.method == "HEAD":
+            set_option(pycurl.NOBODY, 1)
+        elif request.method != "GET":
+            set_option(pycurl.POSTFIELDS, request.body)
+            set_option(pycurl.CUSTOMREQUEST, request.method)
+        set_option(pycurl.HEADERFUNCTION, exchange.on_header)
+        set_option(pycurl.WRITEFUNCTION, exchange.on_body)
+        set_option(pycurl.NOPROGRESS, 0)
+        set_option(pycurl.XFERINFOFUNCTION, exchange.on_progress)
+
+    def _take(self, origin: Origin, route: Route) -> pycurl.Curl:
+        with self._lock:
+            idle = self._idle[origin, route.trust]
+            if idle:
+                return idle.pop()
+        return pycurl.Curl()
+
+    def _give_back(self, handle: pycurl.Curl, origin: Origin, route: Route) -> None:
+        handle.reset()  # forgets the options and keeps the connection
+        with self._lock:
+            idle = self._idle[origin, route.trust]
+            if len(idle) < IDLE_HANDLES and not self._stopped():
+                idle.append(handle)
+                return
+        handle.close()
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        with self._lock:
+            handles = [handle for idle in self._idle.values() for handle in idle]
+            self._idle.clear()
+        for handle in handles:
+            handle.close()
+
+
+_TLS = {pycurl.E_SSL_CONNECT_ERROR, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER}
+
+
+def _explain(error: pycurl.error, origin: Origin, *, stopped: bool) -> UpstreamError:
+    code, text = error.args[0], str(error.args[1]) if len(error.args) > 1 else ""
+    if stopped and code == pycurl.E_ABORTED_BY_CALLBACK:
+        return StoppingError("the cache is shutting down")
+    if code == pycurl.E_OPERATION_TIMEDOUT:
+        return UpstreamError(f"{origin} did not answer in time", status=504)
+    if code == pycurl.E_COULDNT_CONNECT:
+        return UpstreamError(f"{origin} refused the connection or is not reachable")
+    if code in _TLS:
+        return UpstreamError(f"the TLS handshake with {origin} failed: {text} (ca_file adds a private CA)")
+    if code == pycurl.E_PARTIAL_FILE:
+        return UpstreamError(f"{origin} closed the connection before the end of the body")
+    return UpstreamError(f"the connection to {origin} failed: {text or f'libcurl error {code}'}")

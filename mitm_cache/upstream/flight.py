@@ -1,0 +1,323 @@
+"""One download, many readers: how this process takes part in the spool's downloads.
+
+A flight is one generation of a part file as this process sees it. Its writer is a thread here, or another process;
+its readers are the clients that wait here. Growth is announced by our own writer, and looked for every 20 ms where
+another process writes. When nothing grows for 250 ms a reader's process probes the lock: if it is free the writer has
+died, and one of the readers' own requests carries on from the last byte.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from mitm_cache.cache.blobs import Blob, Blobs
+from mitm_cache.cache.entry import Head
+from mitm_cache.cache.spool import Outcome, Part, Reading, Spool, State, Writing
+from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UpstreamError
+from mitm_cache.oci.digest import Digest
+from mitm_cache.upstream.writer import Moved, Refused, Supply, Writer
+
+TICK = 0.02
+"""Seconds between looks at a file that another process writes."""
+SILENCE = 0.25
+"""Seconds without growth after which the lock is probed."""
+RETRY_SECONDS = 0.005
+NOTE_LINGERS = 1.0
+"""Seconds that the reason of a failure stays for readers in other processes."""
+MAX_BOARDINGS = 20
+"""How often one request joins anew, when generations end under it, before it gives up."""
+
+
+class Flight:
+    """One generation as this process sees it. Lives in the event loop; a writer thread only calls `announce`."""
+
+    def __init__(self, part: Part, spool: Spool, loop: asyncio.AbstractEventLoop) -> None:
+        self._part = part
+        self._spool = spool
+        self._loop = loop
+        self._changed = asyncio.Event()
+        self._readers = 0
+        self.supplies: list[Supply] = []
+        self.writing = False
+        self.refusals: dict[Supply, Refused] = {}
+        self.state = State.GROWING
+        self.size = 0
+        self.head: Head | None = None
+        self.failure: MitmCacheError | None = None
+        self.observe()
+
+    @property
+    def digest(self) -> Digest:
+        return self._part.digest
+
+    @property
+    def inode(self) -> int:
+        return self._part.inode
+
+    @property
+    def part(self) -> Part:
+        return self._part
+
+    @property
+    def ended(self) -> bool:
+        return self.state is not State.GROWING
+
+    @property
+    def readers(self) -> int:
+        return self._readers
+
+    def observe(self) -> bool:
+        """Look at the file; true where something has changed since the last look, and wake the readers then."""
+        if self._part.fileno() < 0:
+            return False  # closed: it had ended
+        before = (self.state, self.size, self.head)
+        self.state, self.size = self._part.stat()
+        if self.state is State.VERIFIED and self.head is None:
+            note = self._spool.note(self._part)
+            # Without the note the type is lost with the writer; the blob's link has it.
+            self.head = note.head if note else Head(self.size, "")
+        elif self.head is None or self.state is State.FAILED:
+            self._read_note()
+        changed = before != (self.state, self.size, self.head)
+        if changed or self.failure is not None:
+            self.wake()
+        return changed
+
+    def _read_note(self) -> None:
+        note = self._spool.note(self._part)
+        if note is not None and note.head.size >= 0:
+            self.head = note.head
+        if self.state is State.FAILED and self.failure is None:
+            self.failure = _failure(note.outcome if note else None)
+
+    def wake(self) -> None:
+        """Let every reader look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def announce(self) -> None:
+        """Called by the writer's thread: the file has changed."""
+        self._loop.call_soon_threadsafe(self.observe)
+
+    async def changed(self) -> None:
+        """Wait until the readers are woken next."""
+        await self._changed.wait()
+
+    def enter(self, supply: Supply) -> None:
+        """Count a reader, whose request can carry the download on."""
+        self._readers += 1
+        self.supplies.append(supply)
+
+    def leave(self, supply: Supply) -> None:
+        """Count a reader out."""
+        self._readers -= 1
+        if supply in self.supplies:
+            self.supplies.remove(supply)
+
+    async def ready(self, supply: Supply) -> Head:
+        """Wait until the size is known. Raises Refused (own request), Moved, or the failure that all share."""
+        while True:
+            self.check(supply)
+            if self.head is not None:
+                return self.head
+            await self.changed()
+
+    def check(self, supply: Supply) -> None:
+        """Raise what ends this reader's wait, if anything does."""
+        refusal = self.refusals.get(supply)
+        if refusal is not None:
+            raise refusal
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        self._part.close()
+
+
+def _failure(outcome: Outcome | None) -> MitmCacheError:
+    if outcome is None or not outcome.shared:
+        return Moved("the download ended before its end")
+    return UpstreamError(outcome.message, status=outcome.status, code=outcome.code)
+
+
+class Passenger:
+    """One client's reading of a flight: a source whose bytes come as they arrive."""
+
+    __slots__ = ("_flight", "_part", "_supply", "head")
+
+    def __init__(self, flight: Flight, part: Part, supply: Supply, head: Head) -> None:
+        self._flight = flight
+        self._part = part
+        self._supply = supply
+        self.head = head
+
+    def fileno(self) -> int:
+        return self._part.fileno()
+
+    async def readable(self, position: int, stop: int) -> int:
+        """Where reading may go to: all but the last byte of the range, until the whole content is proven."""
+        flight = self._flight
+        while flight.state is not State.VERIFIED:
+            try:
+                flight.check(self._supply)
+            except (Refused, Moved) as error:
+                raise UpstreamError("the download failed and cannot be carried on") from error
+            limit = min(flight.size, stop - 1)
+            if limit > position:
+                return limit
+            await flight.changed()
+        return stop
+
+    def close(self) -> None:
+        if self._part.fileno() >= 0:
+            self._part.close()
+            self._flight.leave(self._supply)
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The content is here, whole."""
+
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True)
+class Boarded:
+    """The content is coming; `first` where this request started the download."""
+
+    passenger: Passenger
+    first: bool
+
+
+class Flights:
+    """All downloads that this process takes part in."""
+
+    def __init__(
+        self, *, spool: Spool, blobs: Blobs, downloads: Executor, tasks: asyncio.TaskGroup, per_registry: int = 16
+    ) -> None:
+        """`downloads`: the threads that write; `per_registry`: how many of them one registry may occupy."""
+        self._spool = spool
+        self._blobs = blobs
+        self._downloads = downloads
+        self._tasks = tasks
+        self._per_registry = per_registry
+        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._flights: dict[int, Flight] = {}
+
+    async def board(self, digest: Digest, supply: Supply, ask: Callable[[], Awaitable[None]]) -> Landed | Boarded:
+        """The content, there or on its way. `ask` is awaited before bytes that came by another's right are shared;
+        what it raises ends the boarding.
+
+        Raises Refused where upstream refused this very request, MitmCacheError where the download failed for all.
+        """
+        asked = False
+        for _ in range(MAX_BOARDINGS):
+            blob = self._blobs.open(digest)
+            if blob is not None:
+                try:
+                    if not asked:
+                        await ask()
+                except BaseException:
+                    blob.close()
+                    raise
+                return Landed(blob)
+            role = self._spool.join(digest)
+            if role is None:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            first = isinstance(role, Writing) and role.part.stat()[1] == 0
+            if not first and not asked:
+                try:
+                    await ask()
+                except BaseException:
+                    role.part.close()
+                    raise
+                asked = True
+            try:
+                return Boarded(await self._ride(role, supply), first)
+            except Moved:
+                await asyncio.sleep(RETRY_SECONDS)
+        raise UpstreamError(f"the download of {digest} failed again and again")
+
+    async def _ride(self, role: Writing | Reading, supply: Supply) -> Passenger:
+        # The writer's descriptor belongs to its thread: this reader, and the flight, have their own.
+        part = role.part.reopen() if isinstance(role, Writing) else role.part
+        flight = self._enter(part, supply)
+        try:
+            if isinstance(role, Writing):
+                self._launch(flight, role.part, supply)
+            head = await flight.ready(supply)
+        except BaseException:
+            part.close()
+            flight.leave(supply)
+            raise
+        return Passenger(flight, part, supply, head)
+
+    def _enter(self, part: Part, supply: Supply) -> Flight:
+        known = self._flights.get(part.inode)
+        flight = known or Flight(part.reopen(), self._spool, asyncio.get_running_loop())
+        flight.enter(supply)
+        if known is None:
+            self._flights[part.inode] = flight
+            # Tasks may start at once: a flight without a reader would be over.
+            self._tasks.create_task(self._accompany(flight), name=f"flight {part.digest}")
+        return flight
+
+    async def _accompany(self, flight: Flight) -> None:
+        """Watch a flight until it has ended and nobody rides; take over where its writer has died."""
+        grown = time.monotonic()
+        try:
+            while not flight.ended and (flight.readers or flight.writing):
+                await asyncio.sleep(TICK)
+                if flight.writing or _look(flight):
+                    grown = time.monotonic()
+                elif time.monotonic() - grown > SILENCE and flight.supplies:
+                    grown = time.monotonic()
+                    self._take_over(flight)
+        finally:
+            self._flights.pop(flight.inode, None)
+            flight.close()
+            flight.wake()
+
+    def _take_over(self, flight: Flight) -> None:
+        part = self._spool.take_over(flight.part)
+        if part is not None:
+            self._launch(flight, part, flight.supplies[0])
+
+    def _launch(self, flight: Flight, part: Part, supply: Supply) -> None:
+        flight.writing = True
+        self._tasks.create_task(self._write(flight, part, supply), name=f"download {part.digest}")
+
+    async def _write(self, flight: Flight, part: Part, supply: Supply) -> None:
+        slots = self._slots.setdefault(supply.registry, asyncio.Semaphore(self._per_registry))
+        loop = asyncio.get_running_loop()
+        writer = Writer(self._spool, part, supply, flight.announce)
+        try:
+            async with slots:
+                await loop.run_in_executor(self._downloads, writer.run)
+        except asyncio.CancelledError:
+            flight.failure = StoppingError("the cache is shutting down")
+            raise
+        except Refused as refusal:
+            flight.refusals[supply] = refusal
+            if supply in flight.supplies:
+                flight.supplies.remove(supply)
+        except MitmCacheError as error:
+            flight.failure = error
+            loop.call_later(NOTE_LINGERS, self._spool.forget_failure, part.inode, part.digest)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must end this download, not the service
+            flight.failure = MitmCacheError(f"internal error: {type(error).__name__}: {error}")
+        finally:
+            flight.writing = False
+            if not flight.observe():
+                flight.wake()
+
+
+def _look(flight: Flight) -> bool:
+    try:
+        return flight.observe()
+    except StoreError as error:
+        flight.failure = error
+        return False

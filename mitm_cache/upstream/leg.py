@@ -1,0 +1,46 @@
+"""The asynchronous face of the upstream leg: pools of threads that the event loop hands work to.
+
+Exchanges have threads of their own, so that slow downloads never hold up a question about rights.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.spool import Spool
+from mitm_cache.oci.digest import Digest
+from mitm_cache.upstream.client import Call, Client
+from mitm_cache.upstream.curl import Answer
+from mitm_cache.upstream.flight import Boarded, Flights, Landed
+from mitm_cache.upstream.writer import Supply
+
+EXCHANGES = 32
+DOWNLOADS = 128
+
+
+class Leg:
+    """Questions and downloads, off the event loop."""
+
+    def __init__(self, *, client: Client, spool: Spool, blobs: Blobs, tasks: asyncio.TaskGroup) -> None:
+        self.client = client
+        self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
+        self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
+        self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, tasks=tasks)
+
+    async def exchange(self, call: Call) -> Answer:
+        """Ask, and wait for a small answer. Raises UpstreamError."""
+        return await asyncio.get_running_loop().run_in_executor(self._exchanges, self.client.exchange, call)
+
+    async def run[T](self, work: Callable[[], T]) -> T:
+        """Do something that blocks on the disk in a thread of this leg."""
+        return await asyncio.get_running_loop().run_in_executor(self._exchanges, work)
+
+    async def board(self, digest: Digest, supply: Supply, ask: Callable[[], Awaitable[None]]) -> Landed | Boarded:
+        """See `Flights.board`."""
+        return await self._flights.board(digest, supply, ask)
+
+    def close(self) -> None:
+        """Wait for the threads; the transport has been told to stop before."""
+        self._downloads.shutdown()
+        self._exchanges.shutdown()

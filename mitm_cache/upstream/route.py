@@ -1,0 +1,168 @@
+"""How a host is reached: its addresses, past this machine's own hosts file, and whom to trust there.
+
+Nodes send the registries' names to this cache by `/etc/hosts`; the same entries on the cache's own machine must not
+lead it back to itself. So names are asked of DNS servers directly, an answer that is one of our own listeners is
+refused, and a `Via` header is the second guard (RFC 9110, 7.6.3).
+"""
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dns.exception
+import dns.rdatatype
+import dns.resolver
+
+from mitm_cache.errors import ConfigError, LoopError, UpstreamError
+from mitm_cache.wire.redirect import Origin
+
+SYSTEMD_STUB = "127.0.0.53"
+SYSTEMD_SERVERS = Path("/run/systemd/resolve/resolv.conf")
+RESOLV_CONF = Path("/etc/resolv.conf")
+LIFETIME = 5.0
+"""Seconds for one name to be resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The addresses of a host, in the order to try them, and the file of certificates to trust there."""
+
+    addresses: tuple[str, ...]
+    trust: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """What the configuration says of one upstream host: fixed addresses, or another trust file."""
+
+    addresses: tuple[str, ...] = ()
+    trust: Path | None = None
+
+
+class Names:
+    """Resolves host names by DNS alone."""
+
+    def __init__(self, servers: Sequence[str]) -> None:
+        """`servers`: addresses, with `:port` (or `[v6]:port`) where it is not 53; empty: those of resolv.conf."""
+        self._resolver = dns.resolver.Resolver(configure=False)
+        self._resolver.cache = dns.resolver.LRUCache(1024)
+        self._resolver.lifetime = LIFETIME
+        nameservers, ports = [], {}
+        for server in servers or system_servers():
+            address, port = _split_server(server)
+            nameservers.append(address)
+            ports[address] = port
+        self._resolver.nameservers = nameservers
+        self._resolver.nameserver_ports = ports
+
+    def resolve(self, host: str) -> tuple[str, ...]:
+        """The addresses of a name, IPv6 and IPv4; raises UpstreamError where there are none."""
+        if not self._resolver.nameservers:
+            raise UpstreamError(f"{host} cannot be resolved: no DNS server is known; set upstream.resolvers")
+        found: list[str] = []
+        failure: dns.exception.DNSException | None = None
+        for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            try:
+                found.extend(item.address for item in self._resolver.resolve(host, kind, search=False))
+            except (dns.resolver.NoAnswer, dns.resolver.NXDOMAIN):
+                continue
+            except dns.exception.DNSException as error:
+                failure = error
+        if found:
+            return tuple(found)
+        why = "the DNS server did not answer" if failure else "no such name"
+        raise UpstreamError(f"{host} cannot be resolved: {why} (upstream.resolvers, registries.NAME.resolve)")
+
+
+def system_servers() -> list[str]:
+    """The DNS servers of this machine; those behind systemd-resolved, whose stub answers from the hosts file."""
+    servers = _nameservers(RESOLV_CONF)
+    if SYSTEMD_STUB in servers and SYSTEMD_SERVERS.exists():
+        return _nameservers(SYSTEMD_SERVERS)
+    return servers
+
+
+def _nameservers(path: Path) -> list[str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    return [words[1] for line in lines if (words := line.split())[:1] == ["nameserver"] and len(words) > 1]
+
+
+def _split_server(server: str) -> tuple[str, int]:
+    try:
+        return str(ipaddress.ip_address(server)), 53
+    except ValueError:
+        host, _, port = server.rpartition(":")
+    try:
+        return str(ipaddress.ip_address(host.strip("[]"))), int(port)
+    except ValueError as error:
+        raise ConfigError(f"upstream.resolvers: {server!r} is not an address or address:port") from error
+
+
+class Own:
+    """The addresses and ports this cache listens on."""
+
+    def __init__(self) -> None:
+        self._listeners: set[tuple[str, int]] = set()
+
+    def add(self, address: str, port: int) -> None:
+        """Note a bound listener; `::` and `0.0.0.0` mean every address of this machine."""
+        self._listeners.add((address, port))
+
+    def includes(self, address: str, port: int) -> bool:
+        """Whether a connection to this address and port would reach this cache."""
+        for bound, bound_port in self._listeners:
+            if port == bound_port and (bound == address or (bound in ("0.0.0.0", "::") and _is_local(address))):  # noqa: S104
+                return True
+        return False
+
+
+def _is_local(address: str) -> bool:
+    """Whether an address is this machine's: only then can a socket be bound to it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+class Router:
+    """Finds the route to any host. Used from several threads at once."""
+
+    def __init__(self, *, names: Callable[[], Names], rules: Mapping[str, HostRule], trust: Path, own: Own) -> None:
+        """`rules` by host name; `names` is called at the first name that no rule has addresses for."""
+        self._make_names = names
+        self._names: Names | None = None
+        self._lock = threading.Lock()
+        self._rules = rules
+        self._trust = trust
+        self._own = own
+
+    def find(self, origin: Origin) -> Route:
+        """The route to an origin. Raises UpstreamError (no such name) or LoopError (it is this cache)."""
+        rule = self._rules.get(origin.host, HostRule())
+        addresses = rule.addresses or self._addresses(origin.host)
+        loops = [address for address in addresses if self._own.includes(address, origin.port)]
+        if loops:
+            raise LoopError(
+                f"{origin.host} leads back to this cache ({loops[0]}); set upstream.resolvers to DNS servers that "
+                f"know its real address, or registries.NAME.resolve to that address"
+            )
+        return Route(addresses, rule.trust or self._trust)
+
+    def _addresses(self, host: str) -> tuple[str, ...]:
+        try:
+            return (str(ipaddress.ip_address(host)),)
+        except ValueError:
+            pass
+        with self._lock:
+            if self._names is None:
+                self._names = self._make_names()
+        return self._names.resolve(host)

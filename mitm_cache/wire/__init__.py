@@ -1,0 +1,1 @@
+"""Facts about HTTP messages. Pure: no I/O, no sockets."""

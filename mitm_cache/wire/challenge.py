@@ -1,0 +1,49 @@
+"""`WWW-Authenticate` challenges (RFC 9110, 11.6.1; the Bearer scheme of Docker's token authentication)."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9._~+/-]*)\s+(?=[A-Za-z])")
+_PARAMETER = re.compile(r'\s*([A-Za-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)')
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Where to get a token for what."""
+
+    realm: str
+    service: str
+    scope: str
+
+
+def parse_bearer(header: str | None) -> Bearer | None:
+    """The Bearer challenge in a header value, or None where there is none or it names no realm."""
+    if header is None:
+        return None
+    scheme = _SCHEME.match(header)
+    if scheme is None or scheme[1].lower() != "bearer":
+        return None
+    parameters: dict[str, str] = {}
+    position = scheme.end()
+    while match := _PARAMETER.match(header, position):
+        quoted, plain = match[2], match[3]
+        parameters[match[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
+        position = match.end()
+    realm = parameters.get("realm", "")
+    return Bearer(realm, parameters.get("service", ""), parameters.get("scope", "")) if realm else None
+
+
+def in_clear(header: str, hosts: Iterable[str]) -> str:
+    """The challenge for a client that came without TLS: a realm on the registry's own host, by http.
+
+    Such a client reaches that host by its clear-text listener; it may have no other way to get a token.
+    """
+    bearer = parse_bearer(header)
+    if bearer is None:
+        return header
+    realm = urlsplit(bearer.realm)
+    if realm.scheme != "https" or realm.netloc not in set(hosts):
+        return header
+    return header.replace(bearer.realm, urlunsplit(realm._replace(scheme="http")))

@@ -1,0 +1,94 @@
+"""A client's request after the door, and the answer it gets: the same two values for every way in."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mitm_cache.oci.operation import Operation
+from mitm_cache.registries import Registry
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.ranges import Span
+
+
+class Credential:
+    """A client's `Authorization` header: passed to its registry and to nowhere else, and never printed."""
+
+    __slots__ = ("header",)
+
+    def __init__(self, header: str) -> None:
+        self.header = header
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash to keep verdicts under; the header itself is kept nowhere."""
+        return hashlib.sha256(self.header.encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return "Credential(***)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client asks of one registry. `target` is the path and query as sent."""
+
+    listener: str
+    client: str
+    method: str
+    registry: Registry
+    operation: Operation
+    target: str
+    headers: Headers = field(default_factory=Headers)
+    credential: Credential | None = None
+    body: bytes = b""
+
+
+class File(Protocol):
+    """An open file whose bytes are all there; closed by whoever delivers it."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """A file that may still grow; closed by whoever delivers it."""
+
+    def fileno(self) -> int: ...
+
+    async def readable(self, position: int, stop: int) -> int:
+        """Wait until bytes beyond `position` may be sent, and return up to where.
+
+        That is below `stop` until the whole content is proven. Raises MitmCacheError if it never will be.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """Bytes `span` of a source, from its start to before its stop."""
+
+    source: Source
+    span: Span
+
+
+type Body = bytes | FileBody
+
+
+@dataclass(slots=True, kw_only=True)
+class Response:
+    """An answer, with what the journal will say of it. For HEAD, `body` is empty whatever the headers promise."""
+
+    status: int
+    headers: Headers
+    body: Body = b""
+    outcome: str
+    reason: str = ""
+    digest: str = ""
+    bytes_in: int = 0
+
+    def close(self) -> None:
+        """Let go of the body without delivering it."""
+        if isinstance(self.body, FileBody):
+            self.body.source.close()

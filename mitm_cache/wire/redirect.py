@@ -1,0 +1,74 @@
+"""Following redirects (RFC 9110, 15.4): where the next hop goes, and which headers may go there."""
+
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+from mitm_cache.errors import UpstreamError
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.redact import redact
+
+MAX_HOPS = 10
+STATUSES = frozenset({301, 302, 303, 307, 308})
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port: credentials never leave the one they were given for."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> "Origin":
+        """Raise UpstreamError unless `url` is an absolute http or https URL."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise UpstreamError(f"{redact_safely(url)} is not a URL: {error}") from error
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+            raise UpstreamError(f"{redact_safely(url)} is not an http or https URL")
+        return cls(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme])
+
+    @property
+    def authority(self) -> str:
+        """The value of a Host header: the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+def redact_safely(url: str) -> str:
+    """`redact`, for text that may not even be a URL."""
+    try:
+        return redact(url)
+    except ValueError:
+        return repr(url[:64])
+
+
+def next_hop(url: str, location: str | None, *, allow_http: bool) -> str:
+    """The absolute URL that a redirect from `url` leads to; relative locations are resolved.
+
+    Raises UpstreamError where there is none, or where it would leave https without leave.
+    """
+    if not location:
+        raise UpstreamError(f"{redact_safely(url)} redirects nowhere: no Location")
+    if any(ord(character) <= 32 for character in location):
+        raise UpstreamError(f"{redact_safely(url)} redirects to a malformed Location")
+    try:
+        target = urljoin(url, location)
+    except ValueError as error:
+        raise UpstreamError(f"{redact_safely(url)} redirects to a malformed Location") from error
+    origin = Origin.of(target)
+    if origin.scheme == "http" and not allow_http and Origin.of(url).scheme == "https":
+        raise UpstreamError(f"{redact_safely(url)} redirects to http; only https is followed (upstream.allow_http)")
+    return target
+
+
+def carry(headers: Headers, source: str, target: str) -> Headers:
+    """The headers of a request to `source` that may go on to `target`: credentials only to the same origin."""
+    return headers if Origin.of(source) == Origin.of(target) else headers.without(["authorization", "cookie"])

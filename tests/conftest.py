@@ -1,0 +1,36 @@
+"""The rule that nothing is skipped where everything must run.
+
+On a developer's machine a test may skip because a tool is missing (see `tests/needs.py`). With
+`MITM_CACHE_TEST_REQUIRE_ALL=1`, as CI sets it, a skipped test or module fails and names its reason, unless it
+is marked `@pytest.mark.may_skip("why")`. Expected failures (`xfail`) are not skips.
+"""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("MITM_CACHE_TEST_REQUIRE_ALL") != "1" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid}: {reason} (MITM_CACHE_TEST_REQUIRE_ALL=1 forbids skipping)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.get_closest_marker("may_skip") is None:
+        _forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _forbid_skip(report)
+    return report

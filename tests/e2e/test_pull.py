@@ -1,0 +1,175 @@
+"""Real clients pull through the product, twice: the second time nothing that is cached is fetched again."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.conftest import Serve
+from tests.lab import images
+from tests.lab.clients import Arrived, Client
+from tests.lab.lab import Lab
+from tests.lab.process import LabError
+from tests.lab.product import CLEAR, MIRROR, MIRROR_URL, TLS, Product
+from tests.lab.registries import REGISTRY_NAMES
+from tests.needs import needs_root, needs_tool
+
+pytestmark = [pytest.mark.e2e, needs_root()]
+
+CREDS = "lab:secret"
+NEEDS = {
+    "skopeo": needs_tool("skopeo", package="skopeo"),
+    "podman": needs_tool("podman", package="podman"),
+    "docker": needs_tool("dockerd", package="docker.io"),
+    "ctr": needs_tool("ctr", package="containerd"),
+    "cri": needs_tool("containerd", package="containerd"),
+}
+CLIENTS: dict[str, Callable[[Lab], Client]] = {
+    "skopeo": Lab.skopeo,
+    "podman": Lab.podman,
+    "docker": Lab.docker,
+    "ctr": Lab.ctr,
+    "cri": Lab.cri,
+}
+AMD64 = "linux/amd64"
+
+
+def case(
+    client: str, reference: str, recipe: images.Recipe, *, creds: str = "", platform: str = "", quick: bool = False
+) -> object:
+    marks = [NEEDS[client], *([] if quick else [pytest.mark.slow])]
+    name = "-".join(part for part in (client, reference, platform.replace("/", "_")) if part)
+    return pytest.param(client, reference, recipe, creds, platform, marks=marks, id=name)
+
+
+def pull_twice(
+    lab: Lab, client: Client, reference: str, image: images.Image, *, creds: str = "", platform: str = ""
+) -> None:
+    """Pull, forget, pull: the same image both times, and the second without a GET of content."""
+    first = lab.internet.log.mark()
+    check(client.pull(reference, creds=creds, platform=platform), image, platform)
+    # A registry's 401 is no fetch, nor is its redirect: what it leads to is one.
+    fetched = Counter((row.host, row.path) for row in lab.internet.log.content(first) if row.status == 200)
+    assert fetched, "the first pull did not come from upstream"
+    assert set(fetched.values()) == {1}, "something was fetched more than once"
+
+    client.wipe()
+    second = lab.internet.log.mark()
+    check(client.pull(reference, creds=creds, platform=platform), image, platform)
+    assert lab.internet.log.content(second) == []
+
+
+def check(arrived: Arrived, image: images.Image, platform: str) -> None:
+    """What arrived is what upstream has: clients give the digest of the tag or of their platform's manifest."""
+    assert arrived.digest in {image.digest, image.manifests[platform or AMD64]}
+    assert arrived.config in {"", image.configs[platform or AMD64]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "recipe", "creds", "platform"),
+    [
+        case("skopeo", "quay.io/lab/tiny:1", images.TINY, quick=True),
+        case("podman", "quay.io/lab/many:1", images.MANY, quick=True),
+        case("docker", "quay.io/lab/tiny:docker", images.TINY_DOCKER, quick=True),
+        case("ctr", "quay.io/lab/tiny:1", images.TINY, quick=True),
+        case("cri", "quay.io/lab/tiny:1", images.TINY),
+        *(case(client, "quay.io/lab/app:1", images.APP) for client in CLIENTS),
+        *(case(client, "ghcr.io/lab/tiny:docker", images.TINY_DOCKER) for client in CLIENTS),
+        *(case(client, "ghcr.io/private/many:1", images.MANY, creds=CREDS) for client in CLIENTS),
+        *(case(client, "private.example.com/private/tiny:1", images.TINY, creds=CREDS) for client in CLIENTS),
+        *(case(client, "docker.io/library/tiny:1", images.TINY) for client in CLIENTS),
+        *(
+            case(client, "quay.io/lab/tiny:1", images.TINY, platform=platform)
+            for client in ("skopeo", "podman", "docker", "ctr")
+            for platform in ("linux/arm64", "linux/arm/v7")
+        ),
+    ],
+)
+def test_through_hosts(
+    lab: Lab, cache_process: Product, kind: str, reference: str, recipe: images.Recipe, creds: str, platform: str
+) -> None:
+    """A client whose name for the registry leads to the cache gets upstream's image, then the cached one."""
+    pull_twice(lab, CLIENTS[kind](lab), reference, lab.image(recipe), creds=creds, platform=platform)
+
+
+@pytest.mark.slow
+@NEEDS["docker"]
+@pytest.mark.parametrize("recipe", [images.TINY, images.TINY_DOCKER, images.MANY], ids=lambda recipe: recipe.name)
+def test_docker_hub_through_the_mirror(lab: Lab, serve: Serve, recipe: images.Recipe) -> None:
+    """With nothing but a `registry-mirrors` line dockerd pulls Docker Hub's images: no CA, no other listener."""
+    image = lab.image(recipe)
+    serve(ports={"mirror": MIRROR})
+    lab.node.trust("none", "")
+    pull_twice(lab, lab.docker(mirrors=(MIRROR_URL,)), f"docker.io/library/{recipe.name}", image)
+
+
+@pytest.mark.slow
+@NEEDS["docker"]
+@pytest.mark.parametrize("listener", [{"tls": TLS}, {"clear": CLEAR}], ids=["tls unverified", "clear"])
+def test_insecure_registry(lab: Lab, serve: Serve, listener: dict[str, int]) -> None:
+    """dockerd that has the registry as insecure does without the CA, by TLS or, when 443 is closed, in clear text."""
+    image = lab.image(images.TINY)
+    serve(ports=listener)
+    lab.node.trust("none", "")
+    pull_twice(lab, lab.docker(insecure=("quay.io",)), "quay.io/lab/tiny:1", image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS[kind]) for kind in CLIENTS])
+def test_without_trust(lab: Lab, cache_process: Product, kind: str) -> None:
+    """A client that does not have the CA refuses: so the pulls above did go through the cache."""
+    lab.image(images.TINY)
+    lab.node.trust("none", "")
+    with pytest.raises(LabError, match="unknown authority"):
+        CLIENTS[kind](lab).pull("quay.io/lab/tiny:1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS[kind]) for kind in CLIENTS])
+def test_trust_of_one_client(lab: Lab, cache_process: Product, kind: str) -> None:
+    """The CA in the client's own folder is enough."""
+    image = lab.image(images.TINY)
+    lab.node.trust("perclient", cache_process.ca, REGISTRY_NAMES)
+    check(CLIENTS[kind](lab).pull("quay.io/lab/tiny:1"), image, AMD64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["ghcr.io/private/tiny:1", "private.example.com/private/tiny:1"])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS[kind]) for kind in CLIENTS])
+def test_private_stays_private(lab: Lab, cache_process: Product, kind: str, reference: str) -> None:
+    """What is cached for one with credentials is not there for one without."""
+    image = lab.image(images.TINY)
+    check(lab.skopeo().pull(reference, creds=CREDS), image, AMD64)
+    stranger = CLIENTS[kind](lab)
+    for creds in ("", "lab:wrong"):
+        with pytest.raises(LabError, match=r"(?i)denied|unauthorized|authentication required|no basic auth"):
+            stranger.pull(reference, creds=creds)
+    check(stranger.pull(reference, creds=CREDS), image, AMD64)
+
+
+@pytest.mark.slow
+@NEEDS["skopeo"]
+@pytest.mark.parametrize("host", ["ghcr.io", "private.example.com"])
+def test_no_cached_byte_without_rights(lab: Lab, cache_process: Product, host: str) -> None:
+    """Knowing a digest opens nothing: neither a manifest nor a blob of a private repository."""
+    image = lab.image(images.TINY)
+    check(lab.skopeo().pull(f"{host}/private/tiny:1", creds=CREDS), image, AMD64)
+    names = [f"manifests/{digest}" for digest in (image.digest, *image.manifests.values())]
+    names += [f"blobs/{digest}" for digest in image.blobs[AMD64]]
+    wrong = ["-u", "lab:wrong"] if host == "private.example.com" else ["-H", "Authorization: Bearer wrong"]
+    for name in names:
+        for extra in ([], wrong):
+            ask = ["curl", "-s", "-o", "-", "-w", "%{http_code}", *extra, f"https://{host}/v2/private/tiny/{name}"]
+            said = lab.node.run(*ask).out
+            assert said.endswith("401"), f"{name}: {said[-200:]}"
+            assert image.recipe.name not in said
+
+
+@pytest.mark.slow
+@NEEDS["docker"]
+def test_it_runs(lab: Lab, cache_process: Product) -> None:
+    """What came through the cache can be run."""
+    lab.image(images.TINY)
+    client = lab.docker()
+    client.pull("quay.io/lab/tiny:1")
+    assert client.run("quay.io/lab/tiny:1") == "tiny:1 runs\n"

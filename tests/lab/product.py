@@ -1,0 +1,100 @@
+"""The product as a process on the cache host, with its settings, its CA and its access lines."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from tests.lab import network
+from tests.lab.lab import ROOT, Lab
+from tests.lab.process import Process, wait_until
+
+Event = Mapping[str, object]
+Section = Mapping[str, object]
+
+TLS, CLEAR, MIRROR = 443, 80, 5000
+MIRROR_URL = f"http://{network.CACHE}:{MIRROR}"
+
+
+def toml(settings: Mapping[str, object]) -> str:
+    """Settings as TOML: values first, then tables, one level of `registries` below."""
+    lines, tables = [], []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            tables.append((json.dumps(key), value))
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    for name, table in tables:
+        nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+        plain = {key: value for key, value in table.items() if key not in nested}
+        lines.append(f"[{name}]\n{toml(plain)}")
+        lines += [f"[{name}.{json.dumps(key)}]\n{toml(value)}" for key, value in nested.items()]
+    return "\n".join(lines)
+
+
+class Product:
+    """One `mitm-cache serve`. A data directory may be given, so that several share it."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        data: Path,
+        *,
+        ports: Mapping[str, int] | None = None,
+        sections: Mapping[str, Section] | None = None,
+    ) -> None:
+        self.lab, self.data = lab, data
+        self._ports = {"tls": TLS, "clear": CLEAR, "mirror": MIRROR} if ports is None else dict(ports)
+        listeners = {name: [f"{network.CACHE}:{port}"] for name, port in self._ports.items()}
+        self.settings: dict[str, object] = {
+            "data_dir": str(data),
+            "listen": {"tls": [], "clear": [], "mirror": [], **listeners},
+            "upstream": {"ca_file": str(lab.ca_file), "resolvers": [network.DNS]},
+            "registries": {"private.example.com": {"url": "https://private.example.com"}},
+            "log": {"format": "json"},
+        }
+        for name, section in (sections or {}).items():
+            self.settings[name] = {**dict(self.settings.get(name, {})), **section}  # type: ignore[call-overload]
+        self.process: Process | None = None
+
+    def start(self) -> "Product":
+        """Start it and wait for its listeners."""
+        config = self.lab.fresh("product", ".toml")
+        config.write_text(toml(self.settings))
+        command = [sys.executable, "-m", "mitm_cache", "--config", str(config), "serve"]
+        self.process = process = self.lab.cache.start("product", *command, cwd=ROOT)
+        for name, port in self._ports.items():
+            process.wait_until(partial(self.lab.cache.listening, port), f"{name} on {port}", seconds=60)
+        return self
+
+    def stop(self) -> None:
+        """End it as a service manager does."""
+        if self.process is not None:
+            self.process.stop()
+
+    @property
+    def ca(self) -> str:
+        """The certificate of its CA."""
+        return (self.data / "ca" / "ca.crt").read_text()
+
+    def said(self) -> str:
+        """Its last output."""
+        return self.process.said() if self.process else ""
+
+    def events(self, since: int = 0) -> list[Event]:
+        """The access lines so far; the number of them is a mark."""
+        assert self.process is not None
+        # The last line may be half written.
+        whole, _, _ = self.process.out.read_text().rpartition("\n")
+        rows: list[Event] = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        return rows[since:]
+
+    def wait_for(self, wanted: Callable[[Event], bool], *, since: int = 0, seconds: float = 10) -> Event:
+        """The first access line that is wanted: it is written after the client has its last byte."""
+
+        def found() -> list[Event]:
+            return [event for event in self.events(since) if wanted(event)]
+
+        wait_until(lambda: bool(found()), f"an access line\n{self.said()}", seconds=seconds)
+        return found()[0]
