@@ -123,7 +123,7 @@ class App:
             tasks = await stack.enter_async_context(_Tasks())
             transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
             stack.callback(transport.close)
-            leg = Leg(client=self._client(transport), spool=spool, blobs=blobs, tasks=tasks.group)
+            leg = Leg(client=self._client(transport), spool=spool, blobs=blobs, start=tasks.start)
             stack.callback(leg.close)
             stack.callback(self._stopping.set)
             reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
@@ -239,20 +239,22 @@ class _Tasks:
     """A task group whose tasks end with the service."""
 
     def __init__(self) -> None:
-        self.group = asyncio.TaskGroup()
-        self._started: list[asyncio.Task[None]] = []
+        self._group = asyncio.TaskGroup()
+        self._started: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        self._started.append(self.group.create_task(work))
+        task = self._group.create_task(work)
+        self._started.add(task)
+        task.add_done_callback(self._started.discard)
 
     async def __aenter__(self) -> "_Tasks":
-        await self.group.__aenter__()
+        await self._group.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for task in self._started:
+        for task in list(self._started):
             task.cancel()
-        await self.group.__aexit__(None, None, None)
+        await self._group.__aexit__(None, None, None)
 
 
 async def _call_when(event: asyncio.Event, work: Callable[[], None]) -> None:

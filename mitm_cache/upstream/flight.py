@@ -8,14 +8,14 @@ died, and one of the readers' own requests carries on from the last byte.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.entry import Head
 from mitm_cache.cache.spool import Outcome, Part, Reading, Spool, State, Writing
-from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UpstreamError
+from mitm_cache.errors import MitmCacheError, StoreError, UpstreamError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.upstream.writer import Moved, Refused, Supply, Writer
 
@@ -28,6 +28,9 @@ NOTE_LINGERS = 1.0
 """Seconds that the reason of a failure stays for readers in other processes."""
 MAX_BOARDINGS = 20
 """How often one request joins anew, when generations end under it, before it gives up."""
+
+
+type Start = Callable[[Coroutine[None, None, None]], object]
 
 
 class Flight:
@@ -195,13 +198,13 @@ class Flights:
     """All downloads that this process takes part in."""
 
     def __init__(
-        self, *, spool: Spool, blobs: Blobs, downloads: Executor, tasks: asyncio.TaskGroup, per_registry: int = 16
+        self, *, spool: Spool, blobs: Blobs, downloads: Executor, start: Start, per_registry: int = 16
     ) -> None:
-        """`downloads`: the threads that write; `per_registry`: how many of them one registry may occupy."""
+        """`start` runs a coroutine beside us until it ends or the service does; `downloads`: the threads that write; `per_registry`: how many of them one registry may occupy."""
         self._spool = spool
         self._blobs = blobs
         self._downloads = downloads
-        self._tasks = tasks
+        self._start = start
         self._per_registry = per_registry
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._flights: dict[int, Flight] = {}
@@ -262,7 +265,7 @@ class Flights:
         if known is None:
             self._flights[part.inode] = flight
             # Tasks may start at once: a flight without a reader would be over.
-            self._tasks.create_task(self._accompany(flight), name=f"flight {part.digest}")
+            self._start(self._accompany(flight))
         return flight
 
     async def _accompany(self, flight: Flight) -> None:
@@ -288,7 +291,7 @@ class Flights:
 
     def _launch(self, flight: Flight, part: Part, supply: Supply) -> None:
         flight.writing = True
-        self._tasks.create_task(self._write(flight, part, supply), name=f"download {part.digest}")
+        self._start(self._write(flight, part, supply))
 
     async def _write(self, flight: Flight, part: Part, supply: Supply) -> None:
         slots = self._slots.setdefault(supply.registry, asyncio.Semaphore(self._per_registry))
@@ -296,23 +299,29 @@ class Flights:
         writer = Writer(self._spool, part, supply, flight.announce)
         try:
             async with slots:
-                await loop.run_in_executor(self._downloads, writer.run)
-        except asyncio.CancelledError:
-            flight.failure = StoppingError("the cache is shutting down")
-            raise
-        except Refused as refusal:
-            flight.refusals[supply] = refusal
-            if supply in flight.supplies:
-                flight.supplies.remove(supply)
-        except MitmCacheError as error:
-            flight.failure = error
-            loop.call_later(NOTE_LINGERS, self._spool.forget_failure, part.inode, part.digest)
-        except Exception as error:  # noqa: BLE001 - a mistake of ours must end this download, not the service
-            flight.failure = MitmCacheError(f"internal error: {type(error).__name__}: {error}")
+                download = loop.run_in_executor(self._downloads, writer.run)
+                await asyncio.wait([download])
+            self._conclude(flight, supply, download.exception())
         finally:
             flight.writing = False
-            if not flight.observe():
+            if not _look(flight):
                 flight.wake()
+
+    def _conclude(self, flight: Flight, supply: Supply, error: BaseException | None) -> None:
+        match error:
+            case None:
+                return
+            case Refused():
+                flight.refusals[supply] = error
+                if supply in flight.supplies:
+                    flight.supplies.remove(supply)
+                return
+            case MitmCacheError():
+                flight.failure = error
+            case _:  # a mistake of ours ends this download, not the service
+                flight.failure = MitmCacheError(f"internal error: {type(error).__name__}: {error}")
+        forget = self._spool.forget_failure
+        asyncio.get_running_loop().call_later(NOTE_LINGERS, forget, flight.inode, flight.digest)
 
 
 def _look(flight: Flight) -> bool:

@@ -12,7 +12,7 @@ from mitm_cache.cache.spool import Spool
 from mitm_cache.oci.digest import Digest
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer
-from mitm_cache.upstream.flight import Boarded, Flights, Landed
+from mitm_cache.upstream.flight import Boarded, Flights, Landed, Start
 from mitm_cache.upstream.writer import Supply
 
 EXCHANGES = 32
@@ -22,11 +22,11 @@ DOWNLOADS = 128
 class Leg:
     """Questions and downloads, off the event loop."""
 
-    def __init__(self, *, client: Client, spool: Spool, blobs: Blobs, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, *, client: Client, spool: Spool, blobs: Blobs, start: Start) -> None:
         self.client = client
         self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
         self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
-        self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, tasks=tasks)
+        self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, start=start)
 
     async def exchange(self, call: Call) -> Answer:
         """Ask, and wait for a small answer. Raises UpstreamError."""
