@@ -200,7 +200,8 @@ class Flights:
     def __init__(
         self, *, spool: Spool, blobs: Blobs, downloads: Executor, start: Start, per_registry: int = 16
     ) -> None:
-        """`start` runs a coroutine beside us until it ends or the service does; `downloads`: the threads that write; `per_registry`: how many of them one registry may occupy."""
+        """`start` runs a coroutine beside us until it ends or the service does; `downloads` are the threads that write,
+        of which one registry may occupy `per_registry`."""
         self._spool = spool
         self._blobs = blobs
         self._downloads = downloads
