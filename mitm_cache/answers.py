@@ -6,6 +6,7 @@ from mitm_cache.cache.entry import Head, Link
 from mitm_cache.errors import IntegrityError, MitmCacheError, StoreError, UpstreamError
 from mitm_cache.oci import problem
 from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.operation import Manifest
 from mitm_cache.rights import Verdict, judge
 from mitm_cache.upstream.curl import Answer
 from mitm_cache.wire.headers import HOP_BY_HOP, Headers
@@ -50,6 +51,18 @@ def pass_back(answer: Answer, request: Request, outcome: str, reason: str) -> Re
     return Response(
         status=answer.status, headers=headers, body=body, outcome=outcome, reason=reason, bytes_in=len(answer.body)
     )
+
+
+def refuse(answer: Answer, request: Request) -> Response:
+    """Upstream's own no. Asked by HEAD it brings no words, and clients want to read some."""
+    response = pass_back(answer, request, "REFUSED", f"upstream answered {answer.status}")
+    if request.method == "GET" and not answer.body:
+        unknown = "MANIFEST_UNKNOWN" if isinstance(request.operation, Manifest) else "BLOB_UNKNOWN"
+        code = {401: "UNAUTHORIZED", 403: "DENIED"}.get(answer.status, unknown)
+        response.body = problem.document(code, f"{answer.origin} answered {answer.status} to this client")
+        own = [("Content-Type", "application/json"), ("Content-Length", str(len(response.body)))]
+        response.headers = response.headers.without(["content-type", "content-length"]) + Headers(own)
+    return response
 
 
 def _fields(digest: Digest, media_type: str, length: int) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.intercept import Intercept
-from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
+from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind, inherit
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.rights import Verdicts
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 3600.0
 """A sweep at least this often, and whenever a hundredth of the limit has come in."""
 SWEEP_TICK = 10.0
+FLUSH_SECONDS = 0.02
 READS = 8
 """Threads that read what is not in the page cache."""
 
@@ -57,17 +58,27 @@ class Bound:
     sockets: Sequence[tuple[str, socket.socket]]
     fallback: bool
 
+    def addresses(self) -> Iterator[tuple[str, str, int]]:
+        """Listener, address and port of each socket."""
+        return addresses(self.sockets)
+
     def address(self, listener: str) -> tuple[str, int]:
-        """The address and port of a listener's first socket."""
-        return next((host, port) for name, host, port in addresses(self.sockets) if name == listener)
+        """The address and port of a listener's first socket. Raises KeyError where it has none."""
+        for name, host, port in self.addresses():
+            if name == listener:
+                return host, port
+        raise KeyError(listener)
 
 
 def bind_all(config: Config) -> Bound:
-    """Bind every listener: those the operator named as named, the others on their usual port or, where that is not
-    allowed, on a high one. Raises ConfigError."""
-    sockets, fallback = [], False
+    """Every listener: as a service manager handed it over, else as the operator named it, else on its usual port or,
+    where that is not allowed, on a high one. Raises ConfigError."""
+    sockets, fallback = inherit(os.environ, os.getpid(), LISTENERS), False
+    given = {listener for listener, _ in sockets}
     try:
         for listener in LISTENERS:
+            if listener in given:
+                continue
             if listener in config.listen:
                 sockets += [(listener, _bind_named(listener, endpoint)) for endpoint in config.listen[listener]]
                 continue
@@ -106,13 +117,15 @@ class App:
         self.authority.check_covers(permitted)
         self.bound = bind_all(config)
         self.journal = Journal()
-        self.journal.add(AccessLine(config.log_format, output))
+        self._access = AccessLine(config.log_format, output)
+        self.journal.add(self._access)
         self._stopping = threading.Event()
         self._engine: Engine | None = None
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop`. `ready` is called once connections are accepted."""
         async with AsyncExitStack() as stack:
+            stack.callback(self._access.flush)
             index = Index(self.layout.index)
             stack.callback(index.close)
             blobs = Blobs(self.layout.blobs)
@@ -153,6 +166,7 @@ class App:
             )
             tasks.start(self._sweep_regularly(sweeper, leg))
             tasks.start(_call_when(listeners.started, ready))
+            tasks.start(self._flush_regularly())
             if self._stopping.is_set():
                 return
             await engine.run()
@@ -192,7 +206,7 @@ class App:
             )
             rules[Origin.of(bases[name]).host] = HostRule(upstream.resolve, own_trust)
         own = Own()
-        for _, address, port in addresses(self.bound.sockets):
+        for _, address, port in self.bound.addresses():
             own.add(address, port)
         router = Router(names=lambda: Names(config.resolvers), rules=rules, trust=trust, own=own)
         return Client(
@@ -203,6 +217,11 @@ class App:
             via=self._via,
             allow_http=lambda _: config.allow_http,
         )
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self._access.flush()
 
     async def _sweep_regularly(self, sweeper: Sweeper, leg: Leg) -> None:
         arrived = _Arrived()

@@ -8,7 +8,17 @@ clients that may read the repository, and only in repositories known to hold it.
 from dataclasses import replace
 from http import HTTPStatus
 
-from mitm_cache.answers import API_VERSION, content, content_head, explain, outcome_of, pass_back, small, unavailable
+from mitm_cache.answers import (
+    API_VERSION,
+    content,
+    content_head,
+    explain,
+    outcome_of,
+    pass_back,
+    refuse,
+    small,
+    unavailable,
+)
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.freshness import Fetch, Serve, plan
@@ -64,7 +74,7 @@ class PullThrough:
         try:
             return await self._answer(request)
         except Refused as refusal:
-            return pass_back(refusal.answer, request, "REFUSED", f"upstream answered {refusal.answer.status}")
+            return refuse(refusal.answer, request)
         except MitmCacheError as error:
             return explain(error, request)
 
@@ -163,6 +173,7 @@ class PullThrough:
         if isinstance(role, Writing):
             try:
                 if role.part.stat()[1] == 0:
+                    self._spool.write_note(role.part, Head(link.size, link.media_type))
                     role.part.append(content)
                     self._spool.seal(role.part)
             finally:

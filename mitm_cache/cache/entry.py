@@ -36,9 +36,12 @@ class Link:
         try:
             fields = json.loads(text)
             return cls(
-                Digest.parse(fields["digest"]), str(fields["media_type"]), int(fields["size"]), Origin(fields["origin"])
+                Digest.parse(str(fields["digest"])),
+                str(fields["media_type"]),
+                int(fields["size"]),
+                Origin(fields["origin"]),
             )
-        except (ValueError, KeyError, TypeError, ClientError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ClientError) as error:
             raise StoreError(f"a link is damaged: {text[:80]!r}") from error
 
 

@@ -34,7 +34,8 @@ class StrictDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
         return key
 
     def store(self, value: Any, read: bool, key: Any = diskcache.UNKNOWN) -> tuple[int, int, str | None, Any]:
-        if not isinstance(value, str | bytes | int) or isinstance(value, bool):
+        # Exact types: diskcache pickles their subclasses, an enum's member for one, and numbers of more than 64 bits.
+        if type(value) not in (str, bytes, int) or (isinstance(value, int) and value.bit_length() > 63):
             raise TypeError(f"an index value is text, bytes or a number, not {type(value).__name__}")
         if not isinstance(value, int) and len(value) >= self.min_file_size:
             raise ValueError("an index value is small")
@@ -94,8 +95,11 @@ class Index:
             pass
 
     def drop(self, key: str) -> None:
-        """Forget a key."""
-        self._writer.submit(self._delete, key)
+        """Forget a key, without waiting."""
+        try:
+            self._writer.submit(self._delete, key)
+        except RuntimeError:
+            pass  # shutting down
 
     def _delete(self, key: str) -> None:
         try:
@@ -104,12 +108,16 @@ class Index:
             pass
 
     def drop_prefix(self, prefix: str) -> None:
-        """Forget every key that starts with `prefix`, and wait for it."""
-        keys = [key for key in self._cache.iterkeys() if key.startswith(prefix)]
+        """Forget every key that starts with `prefix`, and wait for it. Raises StoreError."""
+        try:
+            keys = [key for key in self._cache.iterkeys() if key.startswith(prefix)]
+        except (sqlite3.Error, diskcache.Timeout) as error:
+            raise StoreError(f"the index cannot be read: {error}; remove the index folder, it is rebuilt") from error
         for key in keys:
             self._delete(key)
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish what is being written. Each thread has a connection of its own: the writer's, and the caller's."""
+        self._writer.submit(self._cache.close)
         self._writer.shutdown()
         self._cache.close()

@@ -51,7 +51,7 @@ def open_layout(root: Path) -> Layout:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not marker.exists():
             _found(root, marker)
-        text = marker.read_text()
+        text = marker.read_text(errors="replace")
         layout = Layout(root, _identity(marker, text))
         for folder in (layout.blobs, layout.spool, layout.links, layout.index, layout.run):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -63,7 +63,7 @@ def open_layout(root: Path) -> Layout:
 def _found(root: Path, marker: Path) -> None:
     foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in ("ca", "lost+found"))
     foreign = [name for name in foreign if not name.startswith("FORMAT")]
-    if foreign:
+    if foreign and not marker.exists():  # another process that starts now may have made them
         raise ConfigError(
             f"data_dir {root} holds {foreign[0]!r} and no FORMAT file: it is not a data directory of mitm-cache; "
             "name an empty or new one"
@@ -83,7 +83,7 @@ def _identity(marker: Path, text: str) -> str:
     try:
         fields = json.loads(text)
         version, identity = int(fields["format"]), str(fields["identity"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{marker} is damaged: it should hold a format number and an identity") from error
     if version != FORMAT:
         raise ConfigError(f"{marker} says format {version}; this version of mitm-cache knows format {FORMAT}")

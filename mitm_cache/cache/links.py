@@ -46,19 +46,21 @@ class Links:
         if isinstance(row, str):
             return Link.from_json(row)
         try:
-            text = (self._folder / name).read_text()
+            text = (self._folder / name).read_text(errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"link {name} cannot be read: {error.strerror}") from error
+        link = Link.from_json(text)
         self._index.put_soon(f"link:{name}", text)
-        return Link.from_json(text)
+        return link
 
     def _write(self, name: str, link: Link) -> None:
         text = link.to_json()
-        if self._index.get(f"link:{name}") == text:
-            return
         path = self._folder / name
+        # Both count: the index may still know of a link that has been forgotten, or not yet of one that is written.
+        if self._index.get(f"link:{name}") == _text_of(path) == text:
+            return
         draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,9 +79,16 @@ class Links:
             for name in files:
                 path = Path(root, name)
                 try:
-                    link = Link.from_json(path.read_text())
+                    link = Link.from_json(path.read_text(errors="replace"))
                 except (StoreError, OSError):
                     continue
                 if link.digest in digests:
                     path.unlink(missing_ok=True)
                     self._index.drop(f"link:{path.relative_to(self._folder)}")
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +32,10 @@ class State(enum.IntEnum):
     FAILED = 0o601
 
 
+_NOTED = 0o620
+"""A growing part about which its writer has left a note."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Why a generation failed, for readers in other processes. `shared` ones hold for every client."""
@@ -40,6 +44,7 @@ class Outcome:
     code: str
     message: str
     shared: bool
+    retry_after: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,10 @@ class Part:
         mode = status.st_mode & 0o777
         # Neither mark means growing, whatever an administrator's chmod -R did to it.
         return State(mode) if mode in (State.VERIFIED, State.FAILED) else State.GROWING, status.st_size
+
+    def has_note(self) -> bool:
+        """Whether a note with this inode's number is about this generation: numbers are used again."""
+        return os.fstat(self._fd).st_mode & 0o777 in (_NOTED, State.VERIFIED, State.FAILED)
 
     def is_current(self) -> bool:
         """Whether the path still leads to this generation."""
@@ -150,9 +159,14 @@ class Spool:
         except OSError as error:
             raise StoreError(f"the spool cannot be written: {error.strerror}") from error
         part = Part(digest, path, fd)
-        role = self._role(part)
-        if role is None:
-            part.close()
+        role = None
+        try:
+            role = self._role(part)
+        except OSError as error:
+            raise StoreError(f"the spool cannot be written: {error.strerror}") from error
+        finally:
+            if role is None:
+                part.close()
         return role
 
     def _role(self, part: Part) -> Writing | Reading | None:
@@ -167,24 +181,38 @@ class Spool:
         match part.stat()[0]:
             case State.VERIFIED:  # its writer died between the mark and the rename
                 self._blobs.adopt(part.digest, part.path)
+                self.forget(part.digest)
                 return None
             case State.FAILED:
                 part.path.unlink(missing_ok=True)
                 return None
             case State.GROWING:
+                if part.stat()[1] == 0:
+                    # Without a byte there is nothing to carry on, and what was said was said to another client.
+                    os.fchmod(part.fileno(), State.GROWING)
                 return Writing(part)
 
     def take_over(self, part: Part) -> Part | None:
-        """The writer's descriptor of a generation whose writer is gone; None while it lives or has ended."""
-        fresh = part.reopen()
-        if fresh.lock() and fresh.stat()[0] is State.GROWING and fresh.is_current():
-            return fresh
+        """The writer's descriptor of a generation whose writer is gone; None while it lives or has ended.
+
+        Raises StoreError.
+        """
+        try:
+            fresh = part.reopen()
+        except OSError as error:
+            raise StoreError(f"the spool cannot be read: {error.strerror}") from error
+        if fresh.lock() and fresh.stat()[0] is State.GROWING:
+            if fresh.is_current():
+                return fresh
+            os.fchmod(fresh.fileno(), State.FAILED)  # its file was removed: nobody could finish it
         fresh.close()
         return None
 
     def seal(self, part: Part) -> None:
         """Make a proven part the blob. Raises StoreError; the caller still closes the part."""
         try:
+            if not part.is_current():
+                raise StoreError("a file of the spool was removed while it was written")
             os.fdatasync(part.fileno())
             os.fchmod(part.fileno(), State.VERIFIED)
             self._blobs.adopt(part.digest, part.path)
@@ -194,9 +222,12 @@ class Spool:
 
     def discard(self, part: Part, outcome: Outcome) -> None:
         """Mark a generation as bad, tell its readers why, and unlink it; the caller still closes the part."""
-        note = self.note(part)
-        with contextlib.suppress(StoreError):  # on a full disk the readers see the mark without the reason
+        try:
+            note = self.note(part)
             self.write_note(part, note.head if note else Head(-1, ""), outcome)
+        except StoreError:  # on a full disk the readers see the mark without the reason
+            with contextlib.suppress(OSError):
+                self.forget(part.digest)
         os.fchmod(part.fileno(), State.FAILED)
         if part.is_current():
             part.path.unlink(missing_ok=True)
@@ -214,7 +245,7 @@ class Spool:
             note = self._read_note(digest)
         except StoreError:
             return  # the next sweep removes it
-        if note is not None and note.inode == part_inode:
+        if note is not None and note.inode == part_inode and note.outcome is not None:
             self.forget(digest)
 
     def write_note(self, part: Part, head: Head, outcome: Outcome | None = None) -> None:
@@ -223,20 +254,23 @@ class Spool:
             "inode": part.inode,
             "size": head.size,
             "type": head.media_type,
-            "outcome": None if outcome is None else [outcome.status, outcome.code, outcome.message, outcome.shared],
+            "outcome": None if outcome is None else astuple(outcome),
         }
         path = self._note_path(part.digest)
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             draft.write_text(json.dumps(fields))
             draft.replace(path)
+            if outcome is None:
+                os.fchmod(part.fileno(), _NOTED)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise StoreError(f"the spool cannot be written: {error.strerror}") from error
 
     def note(self, part: Part) -> Note | None:
         """What its writer has said of this generation so far."""
-        note = self._read_note(part.digest)
+        note = self._read_note(part.digest) if part.has_note() else None
         return note if note is not None and note.inode == part.inode else None
 
     def _read_note(self, digest: Digest) -> Note | None:
@@ -248,7 +282,7 @@ class Spool:
                 Head(int(fields["size"]), str(fields["type"])),
                 None if outcome is None else Outcome(*outcome),
             )
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"the spool's note on {digest} is damaged") from error
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # a note that a power failure has torn says nothing
+        except OSError as error:
+            raise StoreError(f"the spool's note on {digest} cannot be read: {error.strerror}") from error

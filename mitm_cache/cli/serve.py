@@ -38,31 +38,34 @@ def own_address() -> str:
 
 def banner(app: "App", address: str) -> Iterator[str]:
     """What is listened on, where the CA is, and the lines to paste on a node, true for the ports that were bound."""
-    ports = {listener: app.bound.address(listener)[1] for listener in ("tls", "clear", "mirror")}
-    explicit = app.bound.address("mirror")[0]
-    cache = explicit if explicit not in ("::", "0.0.0.0", "127.0.0.1", "::1") else address  # noqa: S104
-    host = f"[{cache}]" if ":" in cache else cache
     yield f"data         {app.layout.root}"
     yield f"CA           {app.authority.certificate_path}"
     yield f"             SHA-256 {app.authority.fingerprint}"
-    for listener, purpose in _PURPOSES.items():
-        bound, port = app.bound.address(listener)
-        yield f"{listener:<12} {f'[{bound}]' if ':' in bound else bound}:{port}  {purpose}"
+    ports: dict[str, int] = {}
+    for listener, bound, port in app.bound.addresses():
+        ports.setdefault(listener, port)
+        yield f"{listener:<12} {f'[{bound}]' if ':' in bound else bound}:{port}  {_PURPOSES[listener]}"
+        if bound not in _EVERYWHERE:
+            address = bound
     yield ""
-    yield "Docker Hub, on a node with dockerd: in /etc/docker/daemon.json, then restart dockerd"
-    yield f'  {{"registry-mirrors": ["http://{host}:{ports["mirror"]}"]}}'
-    if (ports["tls"], ports["clear"]) == (443, 80):
+    host = f"[{address}]" if ":" in address else address
+    if "mirror" in ports:
+        yield "Docker Hub, on a node with dockerd: in /etc/docker/daemon.json, then restart dockerd"
+        yield f'  {{"registry-mirrors": ["http://{host}:{ports["mirror"]}"]}}'
+    if ports.get("tls") == TLS_PORT:
         yield "Every registry: on a node"
         yield f"  scp {app.authority.certificate_path} certs/install-ca.sh NODE:"
         yield "  ssh NODE sudo sh install-ca.sh ca.crt"
-        yield f"  mitm-cache example hosts --address {cache} | ssh NODE sudo tee -a /etc/hosts"
+        yield f"  mitm-cache example hosts --address {address} | ssh NODE sudo tee -a /etc/hosts"
     else:
         yield "Every registry by /etc/hosts needs ports 443 and 80 here: a hosts entry holds no port. To get them:"
         yield "  sudo sysctl net.ipv4.ip_unprivileged_port_start=80      (until the next boot), or"
-        yield "  AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit, or start it as root"
+        yield "  AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd service, or sockets of systemd named tls and clear"
     yield ""
 
 
+TLS_PORT = 443
+_EVERYWHERE = ("::", "0.0.0.0", "::1", "127.0.0.1")  # noqa: S104 - addresses that other hosts cannot be told
 _PURPOSES = {
     "tls": "nodes whose /etc/hosts leads here",
     "clear": "the same, for registries that a node marks as insecure",

@@ -66,7 +66,7 @@ def declared_type(content: bytes) -> str | None:
     """The `mediaType` that a manifest names itself by, if it is JSON and does."""
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     declared = document.get("mediaType") if isinstance(document, dict) else None
     return declared if isinstance(declared, str) else None

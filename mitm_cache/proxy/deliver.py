@@ -11,6 +11,7 @@ memory with pipelined requests meanwhile; a client that takes nothing for a minu
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -24,7 +25,14 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, SendHttp
-from mitmproxy.proxy.layers.http._events import RequestData, RequestHeaders, ResponseData, ResponseHeaders
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestHeaders,
+    RequestProtocolError,
+    ResponseData,
+    ResponseHeaders,
+)
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
@@ -40,6 +48,10 @@ STALL_SECONDS = 60.0
 """A client that takes no byte for this long is cut."""
 MAX_HEAD = 64 << 10
 """Bytes of a request's head; mitmproxy itself has no limit."""
+MAX_AHEAD = 1 << 20
+"""Bytes of requests that a client may send ahead of its answers: each answer lets some more of them in."""
+
+logger = logging.getLogger(__name__)
 
 
 def render(exchange: Exchange, response: Response) -> http.Response:
@@ -92,7 +104,7 @@ class DeliveryStream(HttpStream):
         if exchange.response is not None:
             self.flow = http.HTTPFlow(self.context.client, self.context.server)
             self.flow.request = event.request
-            yield from self._refuse(exchange, exchange.response, body_follows=not event.end_stream)
+            yield from self._refuse(exchange, exchange.response)
             return
         yield from super().state_wait_for_request_headers(event)
         if self.flow.live:
@@ -105,24 +117,29 @@ class DeliveryStream(HttpStream):
         if exchange and isinstance(event, RequestData) and len(self.request_body_buf) + len(event.data) > MAX_BODY:
             error = ClientError(f"a request body is at most {MAX_BODY} bytes here", status=413)
             exchange.response = explain(error, exchange.request)
-            yield from self._refuse(exchange, exchange.response, body_follows=True)
+            yield from self._refuse(exchange, exchange.response)
             return
         yield from super().state_consume_request_body(event)
 
-    def _refuse(self, exchange: Exchange, response: Response, *, body_follows: bool) -> layer.CommandGenerator[None]:
-        """Answer at once and close; where a body follows only our side, so that the answer is not lost to a reset."""
+    def _refuse(self, exchange: Exchange, response: Response) -> layer.CommandGenerator[None]:
+        """Answer at once and close our side: what the client still sends is read, so that no reset takes the answer."""
+        client = self.context.client
+        self.flow.live = False
+        self.client_state = self.server_state = self.state_errored
+        if not client.state & ConnectionState.CAN_WRITE:
+            exchange.finish(bytes_out=0, failure="the request is malformed")  # mitmproxy has answered 400 already
+            return
         message = render(exchange, response)
         message.headers["Connection"] = "close"
+        if exchange.method == "HEAD":
+            message.data.content = b""
         self.flow.response = message
-        client = self.context.client
         exchange.mark_first_byte()
         yield SendHttp(ResponseHeaders(self.stream_id, message, not message.raw_content), client)
         if message.raw_content:
             yield SendHttp(ResponseData(self.stream_id, message.raw_content), client)
         exchange.finish(bytes_out=len(message.raw_content or b""))
-        self.flow.live = False
-        self.client_state = self.server_state = self.state_errored
-        yield commands.CloseTcpConnection(client, half_close=body_follows)
+        yield commands.CloseTcpConnection(client, half_close=True)
 
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         exchange = self._door.pending.get(self.flow)
@@ -132,7 +149,7 @@ class DeliveryStream(HttpStream):
             if exchange is not None:
                 exchange.mark_first_byte()
                 sent = len(response.body) if response and isinstance(response.body, bytes) else 0
-                gone = not self.context.client.state & ConnectionState.CAN_WRITE
+                gone = self.flow.error is not None
                 exchange.finish(bytes_out=0 if gone else sent, failure="the client is gone" if gone else "")
             return
         yield from self._send_file(exchange, response.body)
@@ -165,7 +182,7 @@ class DeliveryStream(HttpStream):
 
 
 class DeliveryLayer(HttpLayer):
-    """HTTP/1.1 with our streams, and with a limit on the head of a request."""
+    """HTTP/1.1 with our streams, and with limits on what a client may send ahead of its answers."""
 
     def __init__(self, context: Context, door: Door) -> None:
         super().__init__(context, HTTPMode.regular)
@@ -177,14 +194,37 @@ class DeliveryLayer(HttpLayer):
         yield from self.event_to_child(stream, events.Start())
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        yield from super()._handle_event(event)
-        if isinstance(event, events.DataReceived):
-            http1 = self.connections.get(self.context.client)
-            if isinstance(http1, Http1Server) and http1.state == http1.read_headers and len(http1.buf) > MAX_HEAD:
-                head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                yield commands.SendData(self.context.client, head)
-                yield commands.CloseConnection(self.context.client)
-                http1.state = http1.done
+        client = self.context.client
+        try:
+            if isinstance(event, events.DataReceived) and not client.state & ConnectionState.CAN_WRITE:
+                return  # what follows a refusal is dropped
+            yield from super()._handle_event(event)
+            if isinstance(event, events.DataReceived):
+                yield from self._limit()
+        except Exception:
+            # mitmproxy would log it too, and leave the client without an answer and without an end.
+            logger.exception("a connection failed for no known reason")
+            yield commands.CloseConnection(client)
+
+    def _limit(self) -> layer.CommandGenerator[None]:
+        """Close a connection whose client has sent more than is kept for it; mitmproxy itself would keep it all."""
+        client = self.context.client
+        http1 = self.connections.get(client)
+        if not isinstance(http1, Http1Server) or not client.state & ConnectionState.CAN_WRITE:
+            return
+        if http1.state == http1.wait:
+            if len(http1.buf) > MAX_AHEAD:
+                yield commands.CloseConnection(client)
+        elif len(http1.buf) > MAX_HEAD:
+            # A head, or a line before a chunk: whole bodies are taken out of the buffer as they come.
+            stream = self.streams.get(http1.stream_id)
+            if stream is not None:
+                gone = RequestProtocolError(http1.stream_id, "a line has no end", ErrorCode.GENERIC_CLIENT_ERROR)
+                yield from self.event_to_child(stream, gone)
+            head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            yield commands.SendData(client, head)
+            yield commands.CloseTcpConnection(client, half_close=True)
+            http1.state = http1.done
 
 
 class RefusalLayer(layer.Layer):
@@ -209,10 +249,11 @@ class RefusalLayer(layer.Layer):
 class Pump:
     """The addon that moves bodies."""
 
-    def __init__(self, proxyserver: Proxyserver, reads: Executor) -> None:
+    def __init__(self, proxyserver: Proxyserver, reads: Executor, *, stall: float = STALL_SECONDS) -> None:
         """`reads`: threads for reading what is not in the page cache."""
         self._proxyserver = proxyserver
         self._reads = reads
+        self._stall = stall
         self._blocking_devices: set[int] = set()
 
     async def deliver_body(self, delivery: Delivery) -> None:
@@ -229,7 +270,7 @@ class Pump:
                 await self._move(delivery, io.writer)
             delivery.complete = delivery.sent == delivery.body.span.length
         except TimeoutError:
-            delivery.failure = f"the client took nothing for {STALL_SECONDS:.0f} s"
+            delivery.failure = f"the client took nothing for {self._stall:.0f} s"
         except (OSError, EOFError) as error:
             delivery.failure = str(error) or "the client is gone"
         except SSL.Error:
@@ -262,7 +303,7 @@ class Pump:
             delivery.exchange.mark_first_byte()
             if transport.is_closing():
                 raise ConnectionResetError("the client is gone")
-            async with asyncio.timeout(STALL_SECONDS):
+            async with asyncio.timeout(self._stall):
                 await writer.drain()
             position += size
             delivery.sent += size

@@ -110,7 +110,7 @@ class Door:
             journal=self._journal,
         )
         try:
-            arrival = Arrival(listener, port, (client.sni or "").lower() if client.tls else None)
+            arrival = Arrival(listener, port, (client.sni or "").lower().rstrip(".") if client.tls else None)
             self._admit(exchange, arrival, request)
         except MitmCacheError as error:
             exchange.response = explain(error, exchange.request)
@@ -127,6 +127,9 @@ class Door:
             )
         if arrival.listener == "tls" and arrival.sni is None:
             raise ClientError("this listener takes TLS only")
+        # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
+        if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
+            raise ClientError("a header holds a control character or goes on in a second line")
         registry = identify(arrival, request.headers.get_all("host"), self._known)
         exchange.registry = registry
         if self._via in ",".join(request.headers.get_all("via")):

@@ -27,7 +27,9 @@ def split_host(value: str) -> tuple[str, int | None]:
     host, colon, port = value.strip().lower().rpartition(":")
     if not colon or port.endswith("]"):
         host, port = value.strip().lower(), ""
-    if not host or (colon and port and not port.isdigit()) or any(c in host for c in "/@?#\\ \t,"):
+    # isdigit() alone would let through digits that int() does not take, and thousands of them.
+    good_port = not port or (port.isascii() and port.isdigit() and len(port) <= 5)
+    if not host or not good_port or any(c in host for c in "/@?#\\ \t,"):
         raise ClientError("the Host header is not a host name")
     return host.rstrip("."), int(port) if port else None
 

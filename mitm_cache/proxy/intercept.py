@@ -97,10 +97,11 @@ def _make_context(chain: bytes, key: bytes) -> SSL.Context:
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_alpn_select_callback(lambda _, offers: HTTP if HTTP in offers else SSL.NO_OVERLAPPING_PROTOCOLS)
     leaf, *issuers = _split(chain)
-    context.use_certificate(crypto.load_certificate(crypto.FILETYPE_PEM, leaf))
+    context.use_certificate(crypto.load_certificate(crypto.FILETYPE_PEM, leaf).to_cryptography())
     for issuer in issuers:
-        context.add_extra_chain_cert(crypto.load_certificate(crypto.FILETYPE_PEM, issuer))
-    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key))
+        context.add_extra_chain_cert(crypto.load_certificate(crypto.FILETYPE_PEM, issuer).to_cryptography())
+    private = crypto.load_privatekey(crypto.FILETYPE_PEM, key).to_cryptography_key()
+    context.use_privatekey(private)  # type: ignore[arg-type]  # its type allows for public keys, load_privatekey does not
     return context
 
 

@@ -7,10 +7,9 @@ as its own `ServerInstance` does, under a listener of ours, so every later decis
 import asyncio
 import errno
 import ipaddress
-import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.master import Master
@@ -87,6 +86,7 @@ class Listeners:
         self._master: Master | None = None
         self._proxyserver: Proxyserver | None = None
         self._door: Door | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
         self.started = asyncio.Event()
 
     def join(self, *, master: Master, proxyserver: Proxyserver, door: Door) -> None:
@@ -105,9 +105,11 @@ class Listeners:
         self.started.set()
 
     def done(self) -> None:
-        """Stop accepting."""
+        """Stop accepting, and drop the connections that are open."""
         for server in self._servers:
             server.close()
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def handle(
         self, listener: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -125,10 +127,12 @@ class Listeners:
         client = handler.layer.context.client
         client.peername = (address, peer[1])
         self.connections[client.id] = (listener, port)
+        self._writers.add(writer)
         try:
             with self._proxyserver.register_connection(client.id, handler):
                 await handler.handle_client()
         finally:
+            self._writers.discard(writer)
             del self.connections[client.id]
 
     def _refuse(self, listener: str, address: str) -> None:
@@ -176,13 +180,29 @@ class _Acceptor:
         await self._listeners.handle(self._listener, self._port, reader, writer)
 
 
-def lowest_port() -> int:
-    """The lowest port that this process may bind without a capability."""
-    try:
-        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 1024 if os.geteuid() else 0
+FIRST_INHERITED = 3
+"""The first descriptor that a service manager hands over (sd_listen_fds(3))."""
+
+
+def inherit(environ: Mapping[str, str], pid: int, listeners: Sequence[str]) -> list[tuple[str, socket.socket]]:
+    """The sockets that a service manager has bound for this process, each under its `FileDescriptorName=`.
+
+    Raises ConfigError where a name is no listener's.
+    """
+    if environ.get("LISTEN_PID") != str(pid):
+        return []
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    found = []
+    for offset in range(int(environ.get("LISTEN_FDS", "0"))):
+        name = names[offset] if offset < len(names) else ""
+        if name not in listeners:
+            raise ConfigError(
+                f"a socket was handed over as {name!r}; FileDescriptorName= is one of {', '.join(listeners)}"
+            )
+        given = socket.socket(fileno=FIRST_INHERITED + offset)
+        given.set_inheritable(False)
+        found.append((name, given))
+    return found
 
 
 def addresses(sockets: Sequence[tuple[str, socket.socket]]) -> Iterator[tuple[str, str, int]]:

@@ -37,16 +37,16 @@ class Serve:
         if exchange is None:
             return
         try:
-            response = await self._answer(exchange, flow)
+            exchange.response = await self._answer(exchange, flow)
+            flow.response = render(exchange, exchange.response)
         except BaseException as error:
+            if exchange.response is not None:
+                exchange.response.close()
             exchange.response = explain(MitmCacheError("internal error", status=502), exchange.request)
             flow.response = render(exchange, exchange.response)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a request failed for no known reason")
-            return
-        exchange.response = response
-        flow.response = render(exchange, response)
 
     async def _answer(self, exchange: Exchange, flow: http.HTTPFlow) -> Response:
         assert exchange.request is not None

@@ -26,6 +26,8 @@ SILENCE = 0.25
 RETRY_SECONDS = 0.005
 NOTE_LINGERS = 1.0
 """Seconds that the reason of a failure stays for readers in other processes."""
+PATIENCE = 10.0
+"""Seconds that a generation may take from its mark as failed to its unlinking."""
 MAX_BOARDINGS = 20
 """How often one request joins anew, when generations end under it, before it gives up."""
 
@@ -43,7 +45,7 @@ class Flight:
         self._changed = asyncio.Event()
         self._readers = 0
         self.supplies: list[Supply] = []
-        self.writing = False
+        self.writers = 0
         self.refusals: dict[Supply, Refused] = {}
         self.state = State.GROWING
         self.size = 0
@@ -66,6 +68,11 @@ class Flight:
     @property
     def ended(self) -> bool:
         return self.state is not State.GROWING
+
+    @property
+    def writing(self) -> bool:
+        """Whether a writer of this process is at work."""
+        return self.writers > 0
 
     @property
     def readers(self) -> int:
@@ -92,7 +99,8 @@ class Flight:
         note = self._spool.note(self._part)
         if note is not None and note.head.size >= 0:
             self.head = note.head
-        if self.state is State.FAILED and self.failure is None:
+        # Our own writer says itself why it failed, and knows whose request it was.
+        if self.state is State.FAILED and self.failure is None and not self.writing:
             self.failure = _failure(note.outcome if note else None)
 
     def wake(self) -> None:
@@ -142,7 +150,7 @@ class Flight:
 def _failure(outcome: Outcome | None) -> MitmCacheError:
     if outcome is None or not outcome.shared:
         return Moved("the download ended before its end")
-    return UpstreamError(outcome.message, status=outcome.status, code=outcome.code)
+    return UpstreamError(outcome.message, status=outcome.status, code=outcome.code, retry_after=outcome.retry_after)
 
 
 class Passenger:
@@ -171,6 +179,8 @@ class Passenger:
             if limit > position:
                 return limit
             await flight.changed()
+        if flight.size != self.head.size:
+            raise UpstreamError(f"the content has {flight.size} bytes where {self.head.size} were announced")
         return stop
 
     def close(self) -> None:
@@ -218,40 +228,36 @@ class Flights:
         """
         asked = False
         for _ in range(MAX_BOARDINGS):
-            blob = self._blobs.open(digest)
-            if blob is not None:
-                try:
-                    if not asked:
-                        await ask()
-                except BaseException:
-                    blob.close()
-                    raise
-                return Landed(blob)
-            role = self._spool.join(digest)
-            if role is None:
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            first = isinstance(role, Writing) and role.part.stat()[1] == 0
+            found = await self._find(digest)
+            first = isinstance(found, Writing) and found.part.stat()[1] == 0
             if not first and not asked:
                 try:
                     await ask()
                 except BaseException:
-                    role.part.close()
+                    _release(found)
                     raise
                 asked = True
+            if isinstance(found, Blob):
+                return Landed(found)
             try:
-                return Boarded(await self._ride(role, supply), first)
+                return Boarded(await self._ride(found, supply), first)
             except Moved:
                 await asyncio.sleep(RETRY_SECONDS)
         raise UpstreamError(f"the download of {digest} failed again and again")
 
+    async def _find(self, digest: Digest) -> Blob | Writing | Reading:
+        """The content or a part in its download; between two generations there is neither for a moment."""
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
+            found = self._blobs.open(digest) or self._spool.join(digest)
+            if found is not None:
+                return found
+            await asyncio.sleep(RETRY_SECONDS)
+        raise StoreError(f"the spool's file of {digest} stays locked")
+
     async def _ride(self, role: Writing | Reading, supply: Supply) -> Passenger:
-        # The writer's descriptor belongs to its thread: this reader, and the flight, have their own.
-        part = role.part.reopen() if isinstance(role, Writing) else role.part
-        flight = self._enter(part, supply)
+        part, flight = self._enter(role, supply)
         try:
-            if isinstance(role, Writing):
-                self._launch(flight, role.part, supply)
             head = await flight.ready(supply)
         except BaseException:
             part.close()
@@ -259,23 +265,36 @@ class Flights:
             raise
         return Passenger(flight, part, supply, head)
 
-    def _enter(self, part: Part, supply: Supply) -> Flight:
+    def _enter(self, role: Writing | Reading, supply: Supply) -> tuple[Part, Flight]:
+        """A reader's own descriptor, and its flight."""
+        part = role.part
         known = self._flights.get(part.inode)
-        flight = known or Flight(part.reopen(), self._spool, asyncio.get_running_loop())
+        try:
+            # The writer's descriptor belongs to its thread: this reader, and the flight, have their own.
+            if isinstance(role, Writing):
+                part = role.part.reopen()
+            flight = known or Flight(part.reopen(), self._spool, asyncio.get_running_loop())
+        except (OSError, StoreError) as error:
+            role.part.close()
+            part.close()
+            raise StoreError(f"the spool cannot be read: {error}") from error
         flight.enter(supply)
+        if isinstance(role, Writing):
+            self._launch(flight, role.part, supply)
         if known is None:
             self._flights[part.inode] = flight
             # Tasks may start at once: a flight without a reader would be over.
             self._start(self._accompany(flight))
-        return flight
+        return part, flight
 
     async def _accompany(self, flight: Flight) -> None:
         """Watch a flight until it has ended and nobody rides; take over where its writer has died."""
         grown = time.monotonic()
         try:
-            while not flight.ended and (flight.readers or flight.writing):
+            while flight.writing or (flight.readers and not flight.ended):
                 await asyncio.sleep(TICK)
-                if flight.writing or _look(flight):
+                # Our own writer announces growth but now and then: what came last before a pause is found here.
+                if _look(flight) or flight.writing:
                     grown = time.monotonic()
                 elif time.monotonic() - grown > SILENCE and flight.supplies:
                     grown = time.monotonic()
@@ -286,25 +305,32 @@ class Flights:
             flight.wake()
 
     def _take_over(self, flight: Flight) -> None:
-        part = self._spool.take_over(flight.part)
+        try:
+            part = self._spool.take_over(flight.part)
+        except StoreError as error:
+            flight.failure = error
+            return
         if part is not None:
             self._launch(flight, part, flight.supplies[0])
 
     def _launch(self, flight: Flight, part: Part, supply: Supply) -> None:
-        flight.writing = True
+        flight.writers += 1
         self._start(self._write(flight, part, supply))
 
     async def _write(self, flight: Flight, part: Part, supply: Supply) -> None:
         slots = self._slots.setdefault(supply.registry, asyncio.Semaphore(self._per_registry))
         loop = asyncio.get_running_loop()
         writer = Writer(self._spool, part, supply, flight.announce)
+        download: asyncio.Future[None] | None = None
         try:
             async with slots:
                 download = loop.run_in_executor(self._downloads, writer.run)
                 await asyncio.wait([download])
             self._conclude(flight, supply, download.exception())
         finally:
-            flight.writing = False
+            if download is None:
+                part.close()  # the service ends before the writer's turn has come
+            flight.writers -= 1
             if not _look(flight):
                 flight.wake()
 
@@ -316,13 +342,17 @@ class Flights:
                 flight.refusals[supply] = error
                 if supply in flight.supplies:
                     flight.supplies.remove(supply)
-                return
             case MitmCacheError():
                 flight.failure = error
             case _:  # a mistake of ours ends this download, not the service
                 flight.failure = MitmCacheError(f"internal error: {type(error).__name__}: {error}")
-        forget = self._spool.forget_failure
-        asyncio.get_running_loop().call_later(NOTE_LINGERS, forget, flight.inode, flight.digest)
+        if flight.state is State.FAILED:
+            forget = self._spool.forget_failure
+            asyncio.get_running_loop().call_later(NOTE_LINGERS, forget, flight.inode, flight.digest)
+
+
+def _release(found: Blob | Writing | Reading) -> None:
+    (found if isinstance(found, Blob) else found.part).close()
 
 
 def _look(flight: Flight) -> bool:

@@ -78,12 +78,16 @@ class Writer:
             self._spool.seal(self._part)
         except Refused as refusal:
             if self._start == 0:
-                self._discard(refusal.answer.status, "UNKNOWN", "upstream refused another client", shared=False)
+                self._discard(
+                    Outcome(refusal.answer.status, "UNKNOWN", "upstream refused another client", shared=False)
+                )
             raise
         except StoppingError:
             raise  # the next start carries on
         except MitmCacheError as error:
-            self._discard(error.status, error.code, error.message, shared=not isinstance(error, Moved))
+            retry_after = error.retry_after if isinstance(error, UpstreamError) else None
+            shared = not isinstance(error, Moved)
+            self._discard(Outcome(error.status, error.code, error.message, shared, retry_after))
             raise
         self._land()
 
@@ -121,6 +125,8 @@ class Writer:
 
     def write(self, data: bytes) -> None:
         """Append and hash; wake the readers now and then."""
+        if self._head is not None and self._size + len(data) > self._head.size:
+            raise IntegrityError(f"more than the {self._head.size} bytes that were announced came", code="SIZE_INVALID")
         self._part.append(data)
         self._hash.update(data)
         self._size += len(data)
@@ -155,8 +161,8 @@ class Writer:
         except StoreError:
             pass  # the content is here and proven; only who holds it has to be asked again
 
-    def _discard(self, status: int, code: str, message: str, *, shared: bool) -> None:
+    def _discard(self, outcome: Outcome) -> None:
         try:
-            self._spool.discard(self._part, Outcome(status, code, message, shared))
+            self._spool.discard(self._part, outcome)
         except OSError as error:
             raise StoreError(f"the spool cannot be written: {error.strerror}") from error

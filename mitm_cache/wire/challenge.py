@@ -43,7 +43,10 @@ def in_clear(header: str, hosts: Iterable[str]) -> str:
     bearer = parse_bearer(header)
     if bearer is None:
         return header
-    realm = urlsplit(bearer.realm)
+    try:
+        realm = urlsplit(bearer.realm)
+    except ValueError:
+        return header
     if realm.scheme != "https" or realm.netloc not in set(hosts):
         return header
     return header.replace(bearer.realm, urlunsplit(realm._replace(scheme="http")))

@@ -39,7 +39,7 @@ class Request:
     target: str
     headers: Headers = field(default_factory=Headers)
     credential: Credential | None = None
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)  # a token request may hold a password
 
 
 class File(Protocol):
@@ -82,7 +82,7 @@ class Response:
 
     status: int
     headers: Headers
-    body: Body = b""
+    body: Body = field(default=b"", repr=False)
     outcome: str
     reason: str = ""
     digest: str = ""

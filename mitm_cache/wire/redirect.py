@@ -1,5 +1,6 @@
 """Following redirects (RFC 9110, 15.4): where the next hop goes, and which headers may go there."""
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
@@ -10,6 +11,8 @@ from mitm_cache.wire.redact import redact
 MAX_HOPS = 10
 STATUSES = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"https": 443, "http": 80}
+# Neither percent signs nor other scripts: libcurl would decode them to a host that no Route was found for.
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Origin:
             port = parts.port
         except ValueError as error:
             raise UpstreamError(f"{redact_safely(url)} is not a URL: {error}") from error
-        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        if parts.scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(parts.hostname or ""):
             raise UpstreamError(f"{redact_safely(url)} is not an http or https URL")
         return cls(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme])
 
@@ -47,7 +50,7 @@ def redact_safely(url: str) -> str:
     try:
         return redact(url)
     except ValueError:
-        return repr(url[:64])
+        return "an address"
 
 
 def next_hop(url: str, location: str | None, *, allow_http: bool) -> str:

@@ -111,6 +111,7 @@ class Host:
                 input=text or "",
                 capture_output=True,
                 text=True,
+                errors="replace",  # curl may print a blob
                 timeout=timeout,
                 check=False,
             )

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from tests.lab import network
@@ -59,13 +58,13 @@ class Product:
         self.process: Process | None = None
 
     def start(self) -> "Product":
-        """Start it and wait for its listeners."""
+        """Start it and wait until it says that it is ready."""
         config = self.lab.fresh("product", ".toml")
         config.write_text(toml(self.settings))
         command = [sys.executable, "-m", "mitm_cache", "--config", str(config), "serve"]
         self.process = process = self.lab.cache.start("product", *command, cwd=ROOT)
-        for name, port in self._ports.items():
-            process.wait_until(partial(self.lab.cache.listening, port), f"{name} on {port}", seconds=60)
+        # Not the ports: another process over the same data directory may have them too.
+        process.wait_until(lambda: "Ready." in process.err.read_text(), "the product", seconds=60)
         return self
 
     def stop(self) -> None:

@@ -1,0 +1,224 @@
+"""What leaves when the cache is full."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.entry import Link
+from mitm_cache.cache.evict import (
+    ABANDONED_SECONDS,
+    KEEP_SECONDS,
+    LOW_WATER,
+    NOTE_SECONDS,
+    Sweeper,
+    Swept,
+    Used,
+    choose,
+)
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.links import Links
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.reference import Repository
+
+NOW = 1_000_000.0
+HUB = "docker.io"
+APP = Repository("team/app")
+
+
+def used(name: str, size: int, age: float) -> Used:
+    return Used(Digest.of(name.encode()), size, NOW - age)
+
+
+YOUNG, OLD, OLDER = used("young", 40, 10), used("old", 40, 1000), used("older", 40, 2000)
+BIG, SMALL = used("big", 90, 1000), used("small", 5, 1000)
+
+
+@pytest.mark.parametrize(
+    ("blobs", "limit", "leaving"),
+    [
+        pytest.param([], 0, [], id="nothing there"),
+        pytest.param([OLD, OLDER], 80, [], id="at the limit"),
+        pytest.param([OLD, OLDER], 79, [OLDER], id="a byte over"),
+        pytest.param([OLD, OLDER, YOUNG], 100, [OLDER], id="least recently used first"),
+        pytest.param([OLD, OLDER, YOUNG], 85, [OLDER, OLD], id="down to the low-water mark"),
+        pytest.param([YOUNG, OLD], 1, [OLD], id="young ones stay, even over the limit"),
+        pytest.param([used("edge", 9, KEEP_SECONDS)], 1, [], id="just young enough"),
+        pytest.param([used("future", 9, -50)], 1, [], id="used in the future"),
+        pytest.param([BIG, SMALL], 94, [SMALL, BIG], id="of the same age the smaller first"),
+    ],
+)
+def test_choose(blobs: list[Used], limit: int, leaving: list[Used]) -> None:
+    """None leave while the limit holds; then the least recently used, until there is room again."""
+    assert choose(blobs, limit=limit, now=NOW) == leaving
+
+
+blobs_of_any_age = st.lists(
+    st.builds(used, st.uuids().map(str), st.integers(0, 100), st.floats(-100, 10 * KEEP_SECONDS)), max_size=20
+)
+
+
+@given(blobs_of_any_age, st.integers(0, 1000))
+def test_choose_rules(blobs: list[Used], limit: int) -> None:
+    """Whatever there is: no young one leaves, none leaves for nothing, and enough leave where enough are old."""
+    leaving = choose(blobs, limit=limit, now=NOW)
+    total, gone = sum(blob.size for blob in blobs), sum(blob.size for blob in leaving)
+    old = [blob for blob in blobs if NOW - blob.used > KEEP_SECONDS]
+    assert set(leaving) <= set(old)
+    assert len(leaving) == len(set(leaving))
+    if total <= limit:
+        assert not leaving
+    else:
+        assert total - gone <= limit * LOW_WATER or len(leaving) == len(old)
+        assert not leaving or total - gone + leaving[-1].size > limit * LOW_WATER
+    assert max((blob.used for blob in leaving), default=0) <= min(
+        (blob.used for blob in old if blob not in leaving), default=NOW
+    )
+
+
+@dataclass
+class Tree:
+    """A data directory with a sweeper of `limit` bytes."""
+
+    root: Path
+    blobs: Blobs
+    links: Links
+    index: Index
+    limit: int = 1 << 40
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "evict.lock"
+
+    def put(self, name: str, size: int, *, age: float) -> Digest:
+        digest = Digest.of(name.encode())
+        draft = self.root / "draft"
+        draft.write_bytes(b"x" * size)
+        os.utime(draft, (time.time() - age, time.time() - age))
+        self.blobs.adopt(digest, draft)
+        self.links.hold(HUB, APP, Link(digest, "a/b", size))
+        return digest
+
+    def spooled(self, name: str, *, age: float) -> Path:
+        path = self.spool / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age, time.time() - age))
+        return path
+
+    def sweep(self) -> Swept | None:
+        sweeper = Sweeper(
+            blobs=self.blobs, links=self.links, spool=self.spool, lock=self.lock, limit=lambda _: self.limit
+        )
+        swept = sweeper.sweep()
+        self.index.put("barrier", "x")  # the index is written in one thread: what came before is done
+        return swept
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    for name in ("blobs", "links", "spool"):
+        (tmp_path / name).mkdir()
+    index = Index(tmp_path / "index")
+    yield Tree(tmp_path, Blobs(tmp_path / "blobs"), Links(tmp_path / "links", index), index)
+    index.close()
+
+
+def test_sweep(tree: Tree) -> None:
+    """The least recently used leave with their links, counted to the byte; the others stay with theirs."""
+    older, old = tree.put("older", 1001, age=7000), tree.put("old", 500, age=6000)
+    recent, young = tree.put("recent", 300, age=5000), tree.put("young", 200, age=1)
+    tree.limit = 1000
+    assert tree.sweep() == Swept(total=2001, freed=1501, removed=2)
+    assert [tree.blobs.has(digest) for digest in (older, old, recent, young)] == [False, False, True, True]
+    held = [tree.links.holds(HUB, APP, digest) is not None for digest in (older, old, recent, young)]
+    assert held == [False, False, True, True]
+    assert tree.sweep() == Swept(total=500, freed=0, removed=0)
+
+
+def test_within_the_limit(tree: Tree) -> None:
+    """Nothing leaves at the limit, to the byte."""
+    digest = tree.put("a", 1000, age=9000)
+    tree.limit = 1000
+    assert tree.sweep() == Swept(total=1000, freed=0, removed=0)
+    tree.limit = 999
+    assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)
+    assert not tree.blobs.has(digest)
+
+
+def test_young_ones_stay(tree: Tree) -> None:
+    """What somebody is pulling now stays, however full the cache is."""
+    digest = tree.put("a", 1000, age=KEEP_SECONDS - 60)
+    tree.limit = 1
+    assert tree.sweep() == Swept(total=1000, freed=0, removed=0)
+    assert tree.links.holds(HUB, APP, digest) is not None
+
+
+def test_readers_read_on(tree: Tree) -> None:
+    """A blob that is being delivered can be removed: its readers keep the file."""
+    digest = tree.put("a", 1000, age=3000)
+    blob = tree.blobs.open(digest)  # within the hour: not marked as used again
+    assert blob is not None
+    tree.limit = 1
+    assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)
+    assert os.pread(blob.fileno(), 2000, 0) == b"x" * 1000
+    blob.close()
+
+
+def test_one_sweeper(tree: Tree) -> None:
+    """While another process sweeps, nothing happens; afterwards it does."""
+    digest = tree.put("a", 1000, age=9000)
+    tree.limit = 1
+    with tree.lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert tree.sweep() is None
+        assert tree.blobs.has(digest)
+    assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)
+
+
+def test_the_limit_is_asked_for_this_disk(tree: Tree) -> None:
+    """A limit that is a part of the disk gets the size of the one that the cache is on."""
+    asked: list[int] = []
+
+    def limit(size: int) -> int:
+        asked.append(size)
+        return size
+
+    Sweeper(blobs=tree.blobs, links=tree.links, spool=tree.spool, lock=tree.lock, limit=limit).sweep()
+    status = os.statvfs(tree.spool)
+    assert asked == [status.f_frsize * status.f_blocks]
+
+
+def test_spool(tree: Tree) -> None:
+    """Downloads that ended or were given up are cleared away; what is being written, or may be resumed, stays."""
+    written = tree.spooled("sha256-1.part", age=ABANDONED_SECONDS + 60)
+    tree.spooled("sha256-2.part", age=ABANDONED_SECONDS + 60)
+    tree.spooled("sha256-3.part", age=ABANDONED_SECONDS - 60)
+    tree.spooled("sha256-3.json", age=ABANDONED_SECONDS - 60)
+    tree.spooled("sha256-4.json", age=NOTE_SECONDS + 60)
+    tree.spooled("sha256-5.json", age=NOTE_SECONDS - 30)
+    tree.spooled("sha256-6.12-34.tmp", age=NOTE_SECONDS + 60)
+    with written.open("r+") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        tree.sweep()
+        left = sorted(path.name for path in tree.spool.iterdir())
+    assert left == ["sha256-1.part", "sha256-3.json", "sha256-3.part", "sha256-5.json"]
+
+
+def test_stray_files(tree: Tree) -> None:
+    """A file that is none of the cache's does not keep it from being swept."""
+    tree.put("a", 1000, age=9000)
+    (tree.root / "blobs" / "README").touch()
+    (tree.root / "links" / "README").write_bytes(b"\xff")
+    tree.limit = 1
+    assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)

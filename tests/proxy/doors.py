@@ -1,0 +1,179 @@
+"""The doors alone, in a thread: the real proxy room over a real cache, built with what a test hands to it.
+
+Content that the test puts there is a HIT at every listener. There is no upstream: the client that would go there notes
+each attempt and fails.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Self, override
+
+from mitm_cache.ca import CertificateAuthority
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.entry import Link
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import open_layout
+from mitm_cache.cache.links import Links
+from mitm_cache.cache.spool import Spool
+from mitm_cache.config import Endpoint
+from mitm_cache.errors import UpstreamError
+from mitm_cache.journal import AccessLine, Journal
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.reference import Repository
+from mitm_cache.proxy.deliver import STALL_SECONDS, Pump
+from mitm_cache.proxy.door import Door
+from mitm_cache.proxy.engine import Engine
+from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
+from mitm_cache.proxy.serve import Serve
+from mitm_cache.pull_through import PullThrough
+from mitm_cache.registries import TABLE, Known
+from mitm_cache.rights import Verdicts
+from mitm_cache.upstream.client import Call, Client
+from mitm_cache.upstream.curl import Answer, Sink
+from mitm_cache.upstream.leg import Leg
+from tests.serving import Log
+
+HUB = "docker.io"
+REPOSITORY = "team/app"
+
+
+class Unreachable(Client):
+    """Goes nowhere: notes what it was asked for, and raises."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked: list[Call] = []
+        self._error = error or UpstreamError("there is no upstream in this test")
+
+    @override
+    def exchange(self, call: Call) -> Answer:
+        self.asked.append(call)
+        raise self._error
+
+    @override
+    def stream(self, call: Call, sink: Sink) -> Answer:
+        self.asked.append(call)
+        raise self._error
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Doors:
+    """Made with what a test wants to be different; it serves within `opened`."""
+
+    registry = HUB
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        error: Exception | None = None,
+        clock: Callable[[], datetime] = now,
+        stall: float = STALL_SECONDS,
+        listeners: type[Listeners] = Listeners,
+        journal: Journal | None = None,
+    ) -> None:
+        """`error`: what every attempt to go upstream raises; `stall`: seconds that a client may take nothing."""
+        self.data = data
+        self.log = Log()
+        self.upstream = Unreachable(error)
+        self.authority = CertificateAuthority.ensure(
+            data / "ca", permitted=[host for each in TABLE for host in each.names], now=now()
+        )
+        self.ca_file = self.authority.certificate_path
+        self.layout = open_layout(data)
+        self.blobs = Blobs(self.layout.blobs)
+        self.spool = Spool(self.layout.spool, self.blobs)
+        self._clock, self._stall = clock, stall
+        self.journal = journal or Journal()
+        self.journal.add(AccessLine("json", self.log))
+        self._sockets = [(name, bind(name, Endpoint("127.0.0.1", 0))) for name in ("tls", "clear", "mirror")]
+        self._addresses = {name: (host, port) for name, host, port in addresses(self._sockets)}
+        everybody = Clients([ip_network("0.0.0.0/0")])
+        self.listeners = listeners(sockets=self._sockets, clients=everybody, journal=self.journal)
+        self.intercept = Intercept(
+            authority=self.authority,
+            names=[host for each in TABLE for host in each.names],
+            journal=self.journal,
+            listeners=self.listeners.listener,
+            clock=clock,
+        )
+        self._ready = threading.Event()
+        self._engine: Engine | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def address(self, listener: str) -> tuple[str, int]:
+        return self._addresses[listener]
+
+    def put(self, content: bytes, number: int = 0) -> str:
+        """Keep a blob as if it had been pulled; where it is asked for."""
+        digest = Digest.of(content)
+        path = self.blobs.path(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        index = Index(self.layout.index)
+        repository = Repository.parse(REPOSITORY)
+        Links(self.layout.links, index).hold(HUB, repository, Link(digest, "application/octet-stream", len(content)))
+        Verdicts(index).keep(HUB, repository, None)
+        index.close()
+        return f"/v2/{REPOSITORY}/blobs/{digest}"
+
+    def count_tasks(self) -> int:
+        """How many tasks the event loop has."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(count(), self._loop).result(10)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            index = Index(self.layout.index)
+            stack.callback(index.close)
+            reads = stack.enter_context(ThreadPoolExecutor(2))
+            self._engine = engine = Engine()
+            async with asyncio.TaskGroup() as tasks:
+                leg = Leg(client=self.upstream, spool=self.spool, blobs=self.blobs, tasks=tasks)
+                stack.callback(leg.close)
+                pull_through = PullThrough(
+                    blobs=self.blobs,
+                    links=Links(self.layout.links, index),
+                    spool=self.spool,
+                    verdicts=Verdicts(index),
+                    leg=leg,
+                )
+                known = Known(TABLE)
+                door = Door(known=known, journal=self.journal, via="doors", listeners=self.listeners.connections)
+                serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
+                pump = Pump(engine.proxyserver, reads, stall=self._stall)
+                engine.add(self.listeners, self.intercept, serve, pump)
+                self.listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door)
+                tasks.create_task(self._tell())
+                await engine.run()
+
+    async def _tell(self) -> None:
+        await self.listeners.started.wait()
+        self._ready.set()
+
+    @contextmanager
+    def opened(self) -> Iterator[Self]:
+        """Accepting connections."""
+        thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="doors")
+        thread.start()
+        try:
+            assert self._ready.wait(30)
+            yield self
+        finally:
+            if self._engine is not None:
+                self._engine.stop()
+            thread.join()

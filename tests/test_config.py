@@ -1,0 +1,398 @@
+"""The configuration: three sources, one frozen value, and errors that help."""
+
+import dataclasses
+import os
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitm_cache import config
+from mitm_cache.config import Config, Endpoint, Limit, Upstream, load
+from mitm_cache.errors import ConfigError
+from mitm_cache.registries import DOCKER_HUB, TABLE
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    return write(tmp_path, "")
+
+
+# Every key: its TOML, the same as one text, the field, and what comes of it.
+KEYS: dict[str, tuple[str, str, str, object]] = {
+    "data_dir": ('"/srv/cache"', "/srv/cache", "data_dir", Path("/srv/cache")),
+    "names": ('["Cache.Example", "10.0.0.5"]', "cache.example, 10.0.0.5", "names", ("cache.example", "10.0.0.5")),
+    "listen.tls": ('["10.0.0.5:443", "[::1]:8443"]', "10.0.0.5:443,[::1]:8443", "listen",
+                   {"tls": (Endpoint("10.0.0.5", 443), Endpoint("::1", 8443))}),
+    "listen.clear": ('[":0"]', ":0", "listen", {"clear": (Endpoint("", 0),)}),
+    "listen.mirror": ('[":5001"]', ":5001", "listen", {"mirror": (Endpoint("", 5001),)}),
+    "clients.allow": ('["loopback", "192.0.2.0/24"]', "loopback,192.0.2.0/24", "allow",
+                      (ip_network("127.0.0.0/8"), ip_network("::1"), ip_network("192.0.2.0/24"))),
+    "cache.max_size": ('"500G"', "500 GiB", "max_size", Limit(bytes=500 << 30)),
+    "upstream.ca_file": ('"/etc/ca.pem"', "/etc/ca.pem", "ca_file", Path("/etc/ca.pem")),
+    "upstream.resolvers": ('["9.9.9.9", "127.0.0.1:5353"]', "9.9.9.9,127.0.0.1:5353", "resolvers",
+                           ("9.9.9.9", "127.0.0.1:5353")),
+    "upstream.allow_http": ("true", "yes", "allow_http", True),
+    "log.format": ('"json"', "json", "log_format", "json"),
+    "ca.dir": ('"/srv/ca"', "/srv/ca", "ca_dir", Path("/srv/ca")),
+    "ca.permit": ('["corp.example"]', "corp.example", "permit", ("corp.example",)),
+}  # fmt: skip
+every_key = pytest.mark.parametrize("key", KEYS)
+
+
+def toml(key: str, value: str) -> str:
+    section, _, name = key.rpartition(".")
+    return f"[{section}]\n{name} = {value}\n" if section else f"{name} = {value}\n"
+
+
+def variable(key: str) -> str:
+    return "MITM_CACHE_" + key.replace(".", "_").upper()
+
+
+def test_the_table_above_is_complete() -> None:
+    """Every key there is stands in the table of these tests."""
+    assert set(KEYS) == set(config._KEYS)
+
+
+@every_key
+def test_file(tmp_path: Path, key: str) -> None:
+    """Each key can be set in the file."""
+    value, _, name, expected = KEYS[key]
+    assert getattr(load(file=write(tmp_path, toml(key, value)), environ={}), name) == expected
+
+
+@every_key
+def test_environment(empty: Path, key: str) -> None:
+    """Each key can be set in the environment, a list with commas."""
+    _, text, name, expected = KEYS[key]
+    assert getattr(load(file=empty, environ={variable(key): text}), name) == expected
+
+
+@every_key
+def test_flags(empty: Path, key: str) -> None:
+    """Each key can be set by a flag."""
+    _, text, name, expected = KEYS[key]
+    assert getattr(load(file=empty, environ={}, flags={key: text}), name) == expected
+
+
+def test_weights(tmp_path: Path) -> None:
+    """Flags outweigh the environment, which outweighs the file."""
+    file = write(tmp_path, '[log]\nformat = "json"\n[cache]\nmax_size = "1G"\n[ca]\ndir = "/file"\n')
+    environ = {"MITM_CACHE_LOG_FORMAT": "text", "MITM_CACHE_CACHE_MAX_SIZE": "2G"}
+    loaded = load(file=file, environ=environ, flags={"cache.max_size": "3G"})
+    assert (loaded.ca_dir, loaded.log_format, loaded.max_size) == (Path("/file"), "text", Limit(bytes=3 << 30))
+
+
+def test_defaults(empty: Path) -> None:
+    """With nothing set: loopback and private clients, 80 % of the disk, DNS of the machine, the known registries."""
+    loaded = load(file=empty, environ={"HOME": "/home/ann", "XDG_DATA_HOME": "/xdg"})
+    assert loaded.data_dir == (Path("/var/lib/mitm-cache") if os.geteuid() == 0 else Path("/xdg/mitm-cache"))
+    assert loaded.ca_dir == loaded.data_dir / "ca"
+    assert loaded.listen == {}
+    assert loaded.allow == tuple(
+        map(ip_network, ["127.0.0.0/8", "::1", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"])
+    )
+    assert loaded.max_size.of(1000) == 800
+    assert (loaded.resolvers, loaded.ca_file, loaded.allow_http, loaded.log_format) == ((), None, False, "auto")
+    assert tuple(loaded.known) == TABLE
+    assert loaded.upstreams == {}
+    assert {"docker.proxy", "quay.io", "registry-1.docker.io"} <= set(loaded.permitted_names())
+
+
+def test_frozen(empty: Path) -> None:
+    """Nobody changes the configuration afterwards."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load(file=empty, environ={}).allow_http = True  # type: ignore[misc]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root keeps data in /var/lib")
+@pytest.mark.may_skip("the rule is about users who are not root")
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [({"XDG_DATA_HOME": "/x", "HOME": "/h"}, "/x/mitm-cache"), ({"HOME": "/h"}, "/h/.local/share/mitm-cache")],
+)
+def test_data_dir_of_users(environ: dict[str, str], folder: str) -> None:
+    """Who is not root has the XDG data directory."""
+    assert config.default_data_dir(environ) == Path(folder)
+
+
+def test_other_variables_are_ignored(empty: Path) -> None:
+    """A variable that names no key changes nothing."""
+    assert load(file=empty, environ={"MITM_CACHE_NONSENSE": "1", "LOG_FORMAT": "json"}).log_format == "auto"
+
+
+# Errors: the key, the value, and what is allowed.
+
+WRONG: dict[str, tuple[str, str, str]] = {
+    "data_dir": ("5", "5", "is a path"),
+    "names": ('["under_score"]', "'under_score'", "not a host name"),
+    "listen.tls": ('["443"]', "'443'", "such as :443, 10.0.0.5:443 or [::1]:443"),
+    "listen.clear": ('["localhost:80"]', "'localhost:80'", "not [address]:port"),
+    "listen.mirror": ('[":65536"]', "':65536'", "not [address]:port"),
+    "clients.allow": ('["10.0.0.0/33"]', "'10.0.0.0/33'", "such as 10.0.0.0/8, nor one of loopback, private, any"),
+    "cache.max_size": ('"huge"', "'huge'", "such as 500G, nor a part of the disk such as 80%"),
+    "upstream.ca_file": ('""', "''", "is a path"),
+    "upstream.resolvers": ('["dns.google"]', "'dns.google'", "is not an address or address:port"),
+    "upstream.allow_http": ('"maybe"', "'maybe'", "is true or false"),
+    "log.format": ('"xml"', "'xml'", "not one of auto, text, json"),
+    "ca.dir": ("[]", "[]", "is a path"),
+    "ca.permit": ("true", "True", "is a list of texts"),
+    'registries."q.io".url': ('"ftp://q.io"', "'ftp://q.io'", "is not an https:// or http:// URL"),
+    'registries."q.io".aliases': ('["a b"]', "'a b'", "is not a host name"),
+    'registries."q.io".auth_hosts': ("1", "1", "is a list of texts"),
+    'registries."q.io".resolve': ('["q.example"]', "'q.example'", "is not an IP address"),
+    'registries."q.io".ca_file': ("false", "False", "is a path"),
+}
+
+
+def test_every_key_can_be_wrong() -> None:
+    """The table above holds every key, those of a registry too."""
+    assert set(WRONG) == {*KEYS, *(f'registries."q.io".{name}' for name in config._REGISTRY_KEYS)}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_wrong_value(tmp_path: Path, key: str) -> None:
+    """A wrong value is told with its key, itself, and what is allowed."""
+    value, shown, allowed = WRONG[key]
+    with pytest.raises(ConfigError) as caught:
+        load(file=write(tmp_path, toml(key, value)), environ={})
+    assert caught.value.message.startswith(key.replace('"', ""))
+    assert shown in caught.value.message
+    assert allowed in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "allowed"),
+    [
+        ("colour = 1", "colour", "data_dir, names, listen"),
+        ("[cache]\nsize = 1", "cache.size", "max_size"),
+        ("[listen]\nhttps = []", "listen.https", "tls, clear, mirror"),
+        ("[shop]\n", "shop", "registries"),
+        ('[registries."quay.io"]\nuri = "x"', "registries.quay.io.uri", "url, aliases, auth_hosts, resolve, ca_file"),
+    ],
+)
+def test_unknown_key(tmp_path: Path, text: str, key: str, allowed: str) -> None:
+    """A key that is none is told with the keys that are."""
+    with pytest.raises(ConfigError) as caught:
+        load(file=write(tmp_path, text), environ={})
+    assert caught.value.message.startswith(f"{key} is not a key of this version; allowed here: ")
+    assert allowed in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["cache = 1", "registries = []", '[registries]\n"quay.io" = "x"', "log = 'json'"])
+def test_no_table(tmp_path: Path, text: str) -> None:
+    """Where a table belongs, anything else is told."""
+    with pytest.raises(ConfigError, match="is a table of keys, not"):
+        load(file=write(tmp_path, text), environ={})
+
+
+def test_environment_over_no_table(tmp_path: Path) -> None:
+    """So it is where the environment sets a key of it."""
+    with pytest.raises(ConfigError, match="log is a table of keys, not 'json'"):
+        load(file=write(tmp_path, "log = 'json'"), environ={"MITM_CACHE_LOG_FORMAT": "text"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"a = [", "is not TOML", id="syntax"),
+        pytest.param(b"a = '\xff'", "is not TOML", id="not UTF-8"),
+        pytest.param(b"a = " + b"9" * 5000, "is not TOML", id="a number without end"),
+        pytest.param(b"a = " + b"[" * 50_000, "is not TOML", id="nested without end"),
+    ],
+)
+def test_no_toml(tmp_path: Path, content: bytes, message: str) -> None:
+    """A file that is no TOML is named."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(file=file, environ={})
+    assert str(file) in caught.value.message
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that was asked for has to be there."""
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+        load(file=tmp_path / "missing.toml", environ={})
+
+
+texts = st.one_of(
+    st.text(max_size=12),
+    st.text("0123456789.%GKTib ²٣[]:/@~-,", max_size=12),
+    st.sampled_from(["https://[", "https://:pw@h/", "~nobody-here/x", ":²", "9" * 400, "9" * 5000, "²%", "\0", "https://h:x"]),
+)  # fmt: skip
+anything = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.floats(), st.dates(), texts, st.just(10**400)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([*KEYS, "registries", *config._SECTIONS]), anything)
+def test_any_value(key: str, value: Any) -> None:
+    """Whatever a file, a variable or a flag holds, it is taken or told as a ConfigError with the key."""
+    _load_or_tell({key: value}, key)
+
+
+@given(texts, st.sampled_from(config._REGISTRY_KEYS), anything)
+def test_any_registry(name: str, key: str, value: Any) -> None:
+    """So it is below registries."""
+    _load_or_tell({"registries": {name: {key: value}}}, "registries")
+
+
+def _load_or_tell(flags: dict[str, Any], key: str) -> None:
+    try:
+        loaded = load(file=Path("/dev/null"), environ={}, flags=flags)
+    except ConfigError as error:
+        refusal = error
+    else:
+        assert isinstance(loaded, Config)
+        assert all(loaded.permitted_names())
+        return
+    assert key in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("1", 1), ("1K", 1 << 10), ("1.5 M", 3 << 19), ("2GB", 2 << 30), ("2GiB", 2 << 30), ("1t", 1 << 40),
+        ("50%", 500), ("12.5 %", 125), ("100%", 1000),
+    ],
+)  # fmt: skip
+def test_sizes(empty: Path, text: str, limit: int) -> None:
+    """A size is bytes with a unit, or a part of the disk."""
+    assert load(file=empty, environ={}, flags={"cache.max_size": text}).max_size.of(1000) == limit
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "101%", "-1G", "1E", "G", "", "1..5G", "%", "1 2", "nan", "inf", "0.1"])
+def test_no_sizes(empty: Path, text: str) -> None:
+    """Nothing, more than the disk, and less than a byte are no limits."""
+    with pytest.raises(ConfigError, match="is not a size"):
+        load(file=empty, environ={}, flags={"cache.max_size": text})
+
+
+def test_a_number_of_bytes(tmp_path: Path) -> None:
+    """A plain TOML number is bytes."""
+    assert load(file=write(tmp_path, toml("cache.max_size", "1000")), environ={}).max_size == Limit(bytes=1000)
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint("", 443), Endpoint("10.0.0.5", 1), Endpoint("fd00::1", 8443)])
+def test_endpoint_text(empty: Path, endpoint: Endpoint) -> None:
+    """An endpoint is printed as it is written."""
+    assert load(file=empty, environ={}, flags={"listen.tls": str(endpoint)}).listen["tls"] == (endpoint,)
+
+
+# Registries.
+
+
+def registries(folder: Path, text: str) -> Config:
+    return load(file=write(folder, text), environ={})
+
+
+def test_a_registry_of_ones_own(tmp_path: Path) -> None:
+    """A registry that is not in the table, with a port in its name, is known by it and permitted without it."""
+    text = '[registries."reg.example:5000"]\nurl = "https://10.0.0.9:5000/"\nresolve = ["10.0.0.9"]\nca_file = "/c.pem"\n'
+    loaded = registries(tmp_path, text)
+    found = loaded.known.find("reg.example:5000")
+    assert found is not None
+    assert (found.name, found.host, found.aliases) == ("reg.example:5000", "reg.example:5000", ())
+    assert loaded.known.find("reg.example") is None
+    assert loaded.upstreams == {"reg.example:5000": Upstream("https://10.0.0.9:5000", ("10.0.0.9",), Path("/c.pem"))}
+    assert "reg.example" in loaded.permitted_names()
+    assert len(list(loaded.known)) == len(TABLE) + 1
+
+
+@pytest.mark.parametrize("name", ["docker.io", "registry-1.docker.io", "index.docker.io"])
+def test_merged_with_the_table(tmp_path: Path, name: str) -> None:
+    """A table registry, named by any of its names, keeps what is known of it and gets what is added."""
+    text = f'[registries."{name}"]\naliases = ["hub.corp.example", "index.docker.io"]\nauth_hosts = ["sso.corp.example"]\n'
+    loaded = registries(tmp_path, text)
+    found = loaded.known.find("hub.corp.example")
+    assert found is not None
+    assert (found.name, found.host) == (DOCKER_HUB.name, DOCKER_HUB.host)
+    assert found.aliases == (*DOCKER_HUB.aliases, "hub.corp.example")
+    assert found.auth_hosts == (*DOCKER_HUB.auth_hosts, "sso.corp.example")
+    assert loaded.known.find("docker.io") is found
+    assert list(loaded.upstreams) == ["docker.io"]
+    assert len(list(loaded.known)) == len(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        pytest.param('[registries."a.example"]\naliases = ["quay.io"]', "quay.io", id="a table registry's name"),
+        pytest.param('[registries."a.example"]\naliases = ["index.docker.io"]', "index.docker.io", id="its alias"),
+        pytest.param(
+            '[registries."a.example"]\naliases=["c.example"]\n[registries."b.example"]\naliases=["c.example"]',
+            "c.example",
+            id="each other's alias",
+        ),
+        pytest.param(
+            '[registries."a.example"]\naliases=["b.example"]\n[registries."b.example"]', "b.example", id="the other's name"
+        ),
+        pytest.param('[registries."quay.io"]\naliases=["QUAY.IO", "ghcr.io"]', "ghcr.io", id="in the table itself"),
+    ],
+)  # fmt: skip
+def test_shared_names(tmp_path: Path, text: str, host: str) -> None:
+    """A host name that would mean two registries is told, with both."""
+    with pytest.raises(ConfigError, match=rf"registries\..*: {host} already means"):
+        registries(tmp_path, text)
+
+
+def test_one_registry_twice(tmp_path: Path) -> None:
+    """Two tables for one registry, by two of its names, would lose one of them: told."""
+    with pytest.raises(ConfigError, match=r"registries\.index\.docker\.io.*docker\.io"):
+        registries(tmp_path, '[registries."docker.io"]\naliases=["x.example"]\n[registries."index.docker.io"]\n')
+
+
+@pytest.mark.parametrize("name", ["Quay.IO", "quay.io/team", "https://quay.io", "", "quay.io:", "-x", "a b", "[::1]:5"])
+def test_no_registry_names(tmp_path: Path, name: str) -> None:
+    """What is no host name, lower-case, with a port at most, is told."""
+    with pytest.raises(ConfigError, match="is not a host name"):
+        load(file=write(tmp_path, ""), environ={}, flags={"registries": {name: {}}})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://", "quay.io", "https://u:p@q.io", "https://:p@q.io", "https://q.io?x=1", "https://q.io#x",
+     "https://q.io:0", "https://q.io:99999", "https://[", "https://q.io\n"],
+)  # fmt: skip
+def test_no_urls(tmp_path: Path, url: str) -> None:
+    """An upstream's URL is scheme, host, port and path, nothing else."""
+    with pytest.raises(ConfigError, match=r"registries\.q\.io\.url: .* is not an https:// or http:// URL"):
+        load(file=write(tmp_path, ""), environ={}, flags={"registries": {"q.io": {"url": url}}})
+
+
+def test_permitted_names_once(tmp_path: Path) -> None:
+    """What the CA may certify is each name once: registries without their ports, own names, and what is permitted."""
+    text = (
+        'names = ["cache.example", "10.0.0.5", "fd00::5"]\n[registries."r.example:1"]\n[registries."r.example:2"]\n'
+        '[ca]\npermit = ["cache.example", "corp.example"]\n'
+    )
+    permitted = registries(tmp_path, text).permitted_names()
+    assert len(set(permitted)) == len(permitted)
+    assert {"r.example", "cache.example", "10.0.0.5", "fd00::5", "corp.example"} <= set(permitted)
+    assert not [name for name in permitted if name.startswith("r.example:")]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('names = ["c.example:8443"]', "names"),
+        ('[ca]\npermit = ["c.example:8443"]', r"ca\.permit"),
+        ('[registries."q.io"]\naliases = ["fd00::1"]', r"registries\.q\.io\.aliases"),
+    ],
+)
+def test_names_for_certificates(tmp_path: Path, text: str, key: str) -> None:
+    """The cache's own names and permitted ones have no port; an alias is a host name that a Host header can hold."""
+    with pytest.raises(ConfigError, match=key):
+        registries(tmp_path, text)
