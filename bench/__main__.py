@@ -1,11 +1,12 @@
 """`make bench`: the figures of bench/README.md, made anew on this machine, beside nginx in the same run.
 
-python -m bench [stream] [small] [miss] [bulk] [herd]       all of them if none is named
+python -m bench [stream] [small] [miss] [bulk] [herd] [late]       all of them if none is named
 """
 
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from bench.meter import cpu_seconds, latency, measured, peak, resident
@@ -169,12 +171,47 @@ def herd(bench: Bench) -> Iterator[str]:
     )
 
 
+def late(bench: Bench) -> Iterator[str]:
+    """Clients that come while half of a 500 MB blob is here: when do they get what is there already?"""
+    size, there = 500 * MIB, 250 * MIB
+    pattern = Pattern(size, "big 0")
+    bench.upstream.registry.put("big/one", big_image(size), "1")
+    gate = bench.upstream.gate()
+    bench.upstream.lie("object", gate.hold_after(there))
+    with bench.cache("late") as cache, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(download, cache.address("tls")[1], blob(pattern), cache.ca_file)
+        gate.wait_held()
+        whole = first_bytes(cache, blob(pattern), {}, 1)
+        part = first_bytes(cache, blob(pattern), {"Range": "bytes=1000000-1999999"}, 1)
+        most = first_bytes(cache, blob(pattern), {"Range": "bytes=1000000-1999999"}, 999_999)
+        gate.release()
+        first.result()
+    yield f"| late joiner, half of 500 MB there | mitm-cache | first byte after {whole:.1f} ms | |"
+    yield f"| Range of 1 MB in that half | mitm-cache | first byte after {part:.1f} ms, 999,999 after {most:.1f} ms | |"
+
+
+def first_bytes(cache: Process, path: str, headers: dict[str, str], count: int) -> float:
+    """Milliseconds from the request to `count` bytes of its body, on a connection that is open; the median of five."""
+    times = []
+    for _ in range(ROUNDS):
+        with cache.client() as client:
+            client.connect()
+            start = time.perf_counter()
+            response = client.open(path, headers)
+            got = 0
+            while got < count:
+                got += len(response.read1(count - got))
+            times.append((time.perf_counter() - start) * 1000)
+    return median(times)
+
+
 SCENARIOS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "stream": stream,
     "small": small,
     "miss": miss,
     "bulk": bulk,
     "herd": herd,
+    "late": late,
 }
 
 

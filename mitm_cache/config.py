@@ -24,7 +24,8 @@ PORTS = {"tls": (443, 8443), "clear": (80, 8080), "mirror": (5000, 5000)}
 """The ports of each listener: the one clients expect, and the one taken where low ports are not allowed."""
 LOG_FORMATS = ("auto", "text", "json")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:(%)|([KMGT]?)(?:i?B)?)", re.IGNORECASE)
+_PORT = re.compile(r"[0-9]{1,5}")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -125,7 +126,7 @@ def _read(file: Path | None) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets int() and its own depth speak for themselves
         raise ConfigError(f"configuration {path} is not TOML: {error}") from error
 
 
@@ -173,13 +174,13 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
     config = Config(
         data_dir=data_dir,
         ca_dir=section["ca"].take("dir", _path, data_dir / "ca"),
-        names=top.take("names", _hosts, ("docker.proxy",)),
-        permit=section["ca"].take("permit", _hosts, ()),
+        names=top.take("names", _names, ("docker.proxy",)),
+        permit=section["ca"].take("permit", _names, ()),
         listen={name: endpoints for name, endpoints in listen.items() if endpoints is not None},
         allow=section["clients"].take("allow", _networks, _networks("", ["loopback", "private"])),
         max_size=section["cache"].take("max_size", _limit, Limit(share=0.8)),
-        ca_file=section["upstream"].take("ca_file", _path, None),
-        resolvers=section["upstream"].take("resolvers", _texts, ()),
+        ca_file=section["upstream"].take("ca_file", _file, None),
+        resolvers=section["upstream"].take("resolvers", _servers, ()),
         allow_http=section["upstream"].take("allow_http", _boolean, False),
         known=known,
         upstreams=upstreams,
@@ -215,6 +216,8 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
         key = f"registries.{name}"
         _host(key, name)
         base = next((known for known in TABLE if name in known.names), Registry(name, name))
+        if base.name in upstreams:
+            raise ConfigError(f"{key}: {base.name} is set already; keep what belongs to one registry in one table")
         reader = _Reader(table, f"{key}.")
         registries[base.name] = Registry(
             base.name,
@@ -223,7 +226,7 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
             tuple(dict.fromkeys((*base.auth_hosts, *reader.take("auth_hosts", _hosts, ())))),
         )
         upstreams[base.name] = Upstream(
-            reader.take("url", _url, ""), reader.take("resolve", _addresses, ()), reader.take("ca_file", _path, None)
+            reader.take("url", _url, ""), reader.take("resolve", _addresses, ()), reader.take("ca_file", _file, None)
         )
         reader.finish(", ".join(_REGISTRY_KEYS))
     _refuse_shared_names(registries.values())
@@ -254,9 +257,17 @@ def _texts(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _path(key: str, value: Any) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ConfigError(f"{key} is a path, not {value!r}")
-    return Path(value).expanduser()
+    try:
+        if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
+            return Path(value).expanduser()
+    except RuntimeError:
+        pass  # ~user, and there is no such user
+    raise ConfigError(f"{key} is a path, not {value!r}")
+
+
+def _file(key: str, value: Any) -> Path | None:
+    """A file, or "" for none."""
+    return None if value == "" else _path(key, value)
 
 
 def _boolean(key: str, value: Any) -> bool:
@@ -275,11 +286,20 @@ def _host(key: str, value: str) -> str:
 
 
 def _hosts(key: str, value: Any) -> tuple[str, ...]:
-    hosts = tuple(host.lower() for host in _texts(key, value))
-    return tuple(host if _is_address(host) else _host(key, host) for host in hosts)
+    return tuple(_host(key, host.lower()) for host in _texts(key, value))
 
 
-def _is_address(text: str) -> bool:
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    """Names and addresses that a certificate can hold."""
+    names = tuple(name.lower() for name in _texts(key, value))
+    for name in names:
+        if not is_address(name) and (":" in name or not _HOST.fullmatch(name)):
+            raise ConfigError(f"{key}: {name!r} is not a host name or an address (without a port)")
+    return names
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -290,9 +310,22 @@ def _is_address(text: str) -> bool:
 def _addresses(key: str, value: Any) -> tuple[str, ...]:
     texts = _texts(key, value)
     for text in texts:
-        if not _is_address(text):
+        if not is_address(text):
             raise ConfigError(f"{key}: {text!r} is not an IP address")
+    return tuple(str(ipaddress.ip_address(text)) for text in texts)
+
+
+def _servers(key: str, value: Any) -> tuple[str, ...]:
+    texts = _texts(key, value)
+    for text in texts:
+        host, _, port = text.rpartition(":")
+        if not is_address(text) and not (is_address(host.strip("[]")) and _is_port(port)):
+            raise ConfigError(f"{key}: {text!r} is not an address or address:port, such as 9.9.9.9 or [::1]:5353")
     return texts
+
+
+def _is_port(text: str) -> bool:
+    return _PORT.fullmatch(text) is not None and int(text) <= 65535
 
 
 def _networks(key: str, value: Any) -> tuple[Network, ...]:
@@ -313,32 +346,34 @@ def _endpoints(key: str, value: Any) -> tuple[Endpoint, ...]:
 def _endpoint(key: str, text: str) -> Endpoint:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdigit() or int(port) > 65535 or (host and not _is_address(host)):
+    if not colon or not _is_port(port) or (host and not is_address(host)):
         raise ConfigError(f"{key}: {text!r} is not [address]:port, such as :443, 10.0.0.5:443 or [::1]:443")
     return Endpoint(host, int(port))
 
 
 def _limit(key: str, value: Any) -> Limit:
-    text = str(value).strip()
-    if text.endswith("%") and text[:-1].strip().replace(".", "", 1).isdigit():
-        share = float(text[:-1]) / 100
-        if 0 < share <= 1:
-            return Limit(share=share)
-    match = _SIZE.fullmatch(text)
-    if match and float(match[1]) > 0:
-        return Limit(bytes=int(float(match[1]) * _UNITS[match[2].upper()]))
+    match = _SIZE.fullmatch(str(value).strip())
+    if match and match[2] and 0 < float(match[1]) <= 100:
+        return Limit(share=float(match[1]) / 100)
+    size = int(float(match[1]) * _UNITS[match[3].upper()]) if match and not match[2] else 0
+    if size > 0:
+        return Limit(bytes=size)
     raise ConfigError(f"{key}: {value!r} is not a size such as 500G, nor a part of the disk such as 80%")
 
 
 def _url(key: str, value: Any) -> str:
-    parts = urlsplit(value) if isinstance(value, str) else None
-    try:
-        good = parts is not None and parts.scheme in ("https", "http") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or (parts is not None and (parts.query or parts.fragment or parts.username)):
+    if not isinstance(value, str) or not _is_base(value):
         raise ConfigError(f"{key}: {value!r} is not an https:// or http:// URL of a host, with a port and path at most")
-    return str(value).rstrip("/")
+    return value.rstrip("/")
+
+
+def _is_base(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return good and not (set("?#@\\") & set(url)) and url.isprintable() and " " not in url
 
 
 def _log_format(key: str, value: Any) -> str:

@@ -51,7 +51,7 @@ def to_text(event: Event) -> str:
         f"{_timestamp(event.time)[11:19]} {event.outcome:<11} {event.status or '-':>3} {words}{size}"
         f" {event.ms:.0f} ms  {event.listener} {event.client}  {event.reason}"
     )
-    return "".join(character if character.isprintable() else "?" for character in line)
+    return "".join(character if character.isascii() and character.isprintable() else "?" for character in line)
 
 
 def _timestamp(seconds: float) -> str:

@@ -65,7 +65,8 @@ class Known:
 
     def find(self, host: str) -> Registry | None:
         """The registry that a host name (with `:port` where it is not the scheme's own) means, or None."""
-        return self._by_host.get(host.lower().rstrip("."))
+        name, colon, port = host.lower().partition(":")
+        return self._by_host.get(f"{name.rstrip('.')}{colon}{port}")
 
     def named(self, name: str) -> Registry | None:
         """The registry of a canonical name, or None."""

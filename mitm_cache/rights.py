@@ -66,10 +66,10 @@ class Verdicts:
         now = self._clock()
         if self._kept.get(key, 0.0) > now:
             return True
-        row = self._index.get(key)
-        if not isinstance(row, str) or float(row) <= now:
+        until = _until(self._index.get(key))
+        if not until > now:
             return False
-        self._remember(key, float(row))
+        self._remember(key, until)
         return True
 
     def _remember(self, key: str, until: float) -> None:
@@ -77,6 +77,13 @@ class Verdicts:
         self._kept.move_to_end(key)
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
+
+
+def _until(row: object) -> float:
+    try:
+        return float(row) if isinstance(row, str) else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _key(registry: str, repository: Repository, credential: Credential | None) -> str:

@@ -8,7 +8,12 @@ is marked `@pytest.mark.may_skip("why")`. Expected failures (`xfail`) are not sk
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# A loaded machine is no failure of what is tested.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitm_cache import config
@@ -99,13 +99,21 @@ def test_defaults(empty: Path) -> None:
     assert loaded.ca_dir == loaded.data_dir / "ca"
     assert loaded.listen == {}
     assert loaded.allow == tuple(
-        map(ip_network, ["127.0.0.0/8", "::1", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"])
+        map(
+            ip_network, ["127.0.0.0/8", "::1", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"]
+        )
     )
     assert loaded.max_size.of(1000) == 800
     assert (loaded.resolvers, loaded.ca_file, loaded.allow_http, loaded.log_format) == ((), None, False, "auto")
     assert tuple(loaded.known) == TABLE
     assert loaded.upstreams == {}
     assert {"docker.proxy", "quay.io", "registry-1.docker.io"} <= set(loaded.permitted_names())
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """An empty text is no file, as the documentation shows the defaults."""
+    loaded = load(file=write(tmp_path, '[upstream]\nca_file = ""\n[registries."q.io"]\nca_file = ""'), environ={})
+    assert (loaded.ca_file, loaded.upstreams["q.io"].ca_file) == (None, None)
 
 
 def test_frozen(empty: Path) -> None:
@@ -140,7 +148,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "listen.mirror": ('[":65536"]', "':65536'", "not [address]:port"),
     "clients.allow": ('["10.0.0.0/33"]', "'10.0.0.0/33'", "such as 10.0.0.0/8, nor one of loopback, private, any"),
     "cache.max_size": ('"huge"', "'huge'", "such as 500G, nor a part of the disk such as 80%"),
-    "upstream.ca_file": ('""', "''", "is a path"),
+    "upstream.ca_file": ("[]", "[]", "is a path"),
     "upstream.resolvers": ('["dns.google"]', "'dns.google'", "is not an address or address:port"),
     "upstream.allow_http": ('"maybe"', "'maybe'", "is true or false"),
     "log.format": ('"xml"', "'xml'", "not one of auto, text, json"),
@@ -219,6 +227,13 @@ def test_no_toml(tmp_path: Path, content: bytes, message: str) -> None:
     assert str(file) in caught.value.message
 
 
+def test_system_file() -> None:
+    """Without another the system's file counts, and where there is none the embedded defaults."""
+    assert str(config.SYSTEM_FILE) == "/etc/mitm-cache/config.toml"
+    if not config.SYSTEM_FILE.exists():
+        assert load(environ={}, flags={"data_dir": "/x"}).data_dir == Path("/x")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     """A file that was asked for has to be there."""
     with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
@@ -237,13 +252,24 @@ anything = st.recursive(
 )
 
 
-@given(st.sampled_from([*KEYS, "registries", *config._SECTIONS]), anything)
+@given(st.sampled_from([*KEYS, "registries", *config._SECTIONS]), st.one_of(texts, anything))
+@example("listen.tls", ":²")
+@example("listen.tls", f":{'9' * 5000}")
+@example("cache.max_size", "9" * 400)
+@example("cache.max_size", "²%")
+@example("cache.max_size", 10**400)
+@example("data_dir", "~nobody-here/x")
+@example("data_dir", "\0")
+@example("names", "::1")
 def test_any_value(key: str, value: Any) -> None:
     """Whatever a file, a variable or a flag holds, it is taken or told as a ConfigError with the key."""
     _load_or_tell({key: value}, key)
 
 
-@given(texts, st.sampled_from(config._REGISTRY_KEYS), anything)
+@given(st.one_of(st.just("q.io"), texts), st.sampled_from(config._REGISTRY_KEYS), st.one_of(texts, anything))
+@example("q.io", "url", "https://[")
+@example("q.io", "url", "https://\u2100.example")
+@example("q.io", "aliases", "::1")
 def test_any_registry(name: str, key: str, value: Any) -> None:
     """So it is below registries."""
     _load_or_tell({"registries": {name: {key: value}}}, "registries")
@@ -300,7 +326,9 @@ def registries(folder: Path, text: str) -> Config:
 
 def test_a_registry_of_ones_own(tmp_path: Path) -> None:
     """A registry that is not in the table, with a port in its name, is known by it and permitted without it."""
-    text = '[registries."reg.example:5000"]\nurl = "https://10.0.0.9:5000/"\nresolve = ["10.0.0.9"]\nca_file = "/c.pem"\n'
+    text = (
+        '[registries."reg.example:5000"]\nurl = "https://10.0.0.9:5000/"\nresolve = ["10.0.0.9"]\nca_file = "/c.pem"\n'
+    )
     loaded = registries(tmp_path, text)
     found = loaded.known.find("reg.example:5000")
     assert found is not None
@@ -314,7 +342,9 @@ def test_a_registry_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["docker.io", "registry-1.docker.io", "index.docker.io"])
 def test_merged_with_the_table(tmp_path: Path, name: str) -> None:
     """A table registry, named by any of its names, keeps what is known of it and gets what is added."""
-    text = f'[registries."{name}"]\naliases = ["hub.corp.example", "index.docker.io"]\nauth_hosts = ["sso.corp.example"]\n'
+    text = (
+        f'[registries."{name}"]\naliases = ["hub.corp.example", "index.docker.io"]\nauth_hosts = ["sso.corp.example"]\n'
+    )
     loaded = registries(tmp_path, text)
     found = loaded.known.find("hub.corp.example")
     assert found is not None
@@ -337,7 +367,9 @@ def test_merged_with_the_table(tmp_path: Path, name: str) -> None:
             id="each other's alias",
         ),
         pytest.param(
-            '[registries."a.example"]\naliases=["b.example"]\n[registries."b.example"]', "b.example", id="the other's name"
+            '[registries."a.example"]\naliases=["b.example"]\n[registries."b.example"]',
+            "b.example",
+            id="the other's name",
         ),
         pytest.param('[registries."quay.io"]\naliases=["QUAY.IO", "ghcr.io"]', "ghcr.io", id="in the table itself"),
     ],

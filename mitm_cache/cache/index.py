@@ -6,7 +6,8 @@ read; and writes, which may wait for another process's, happen in one thread of 
 """
 
 import sqlite3
-from concurrent.futures import Executor, ThreadPoolExecutor
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,23 @@ class Index:
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index in {folder} cannot be opened: {error}") from error
-        self._writer: Executor = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._home = threading.get_ident()
 
     def get(self, key: str) -> Value | None:
-        """The value, or None where there is none or it has expired; a broken index has nothing."""
+        """The value, or None where there is none or it has expired; a broken index has nothing.
+
+        Quick in the thread that made the index. Each thread has a connection to the database which only it can close,
+        so other threads, of which there are many, are answered by the writing one.
+        """
+        if threading.get_ident() == self._home:
+            return self._get(key)
+        try:
+            return self._writer.submit(self._get, key).result()
+        except RuntimeError:
+            return None  # shutting down
+
+    def _get(self, key: str) -> Value | None:
         try:
             value: Value | None = self._cache.get(key)
         except (sqlite3.Error, diskcache.Timeout):
@@ -117,7 +131,7 @@ class Index:
             self._delete(key)
 
     def close(self) -> None:
-        """Finish what is being written. Each thread has a connection of its own: the writer's, and the caller's."""
+        """Finish what is being written. Call it in the thread that made the index."""
         self._writer.submit(self._cache.close)
         self._writer.shutdown()
         self._cache.close()

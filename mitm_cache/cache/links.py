@@ -43,15 +43,17 @@ class Links:
 
     def _read(self, name: str) -> Link | None:
         row = self._index.get(f"link:{name}")
-        if isinstance(row, str):
-            return Link.from_json(row)
         try:
+            if isinstance(row, str):
+                return Link.from_json(row)
             text = (self._folder / name).read_text(errors="replace")
+            link = Link.from_json(text)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"link {name} cannot be read: {error.strerror}") from error
-        link = Link.from_json(text)
+        except StoreError:
+            return None  # damaged: not known, until the next pull writes it anew
         self._index.put_soon(f"link:{name}", text)
         return link
 

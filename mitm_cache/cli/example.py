@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mitm_cache.config import is_address
 from mitm_cache.registries import DOCKER_HUB, Known
 
 if TYPE_CHECKING:
@@ -47,12 +48,16 @@ def render_hosts(known: Known, names: tuple[str, ...], address: str) -> str:
         "# mitm-cache: these registries are pulled through the cache. Append to /etc/hosts on every node,",
         f"# with the address of your cache for {ADDRESS}. Take the lines out to undo.",
     ]
-    own = " ".join(name for name in names if not name.replace(".", "").isdigit())
-    lines += [f"{address} {own}"] if own else []
-    for registry in known:
-        hosts = dict.fromkeys(host.partition(":")[0] for host in registry.names)
-        lines.append(f"{address} {' '.join(hosts)}")
+    told: set[str] = set()
+    for hosts in (names, *(registry.names for registry in known)):
+        new = [host for host in dict.fromkeys(map(_without_port, hosts)) if host not in told and not is_address(host)]
+        lines += [f"{address} {' '.join(new)}"] if new else []
+        told.update(new)
     return "\n".join(lines) + "\n"
+
+
+def _without_port(host: str) -> str:
+    return host if is_address(host) else host.partition(":")[0]
 
 
 def render_daemon_json(known: Known, address: str, port: int) -> str:

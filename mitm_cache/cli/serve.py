@@ -60,7 +60,7 @@ def banner(app: "App", address: str) -> Iterator[str]:
     else:
         yield "Every registry by /etc/hosts needs ports 443 and 80 here: a hosts entry holds no port. To get them:"
         yield "  sudo sysctl net.ipv4.ip_unprivileged_port_start=80      (until the next boot), or"
-        yield "  AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd service, or sockets of systemd named tls and clear"
+        yield "  AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd service, or its sockets, named tls and clear"
     yield ""
 
 

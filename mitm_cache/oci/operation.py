@@ -110,8 +110,8 @@ def _classify_in_repository(rest: str) -> Operation:
             return Referrers(Repository.parse(name), Digest.parse(digest))
         case [name, "blobs", digest] if digest != "uploads":
             return Blob(Repository.parse(name), Digest.parse(digest))
-    name, found, _ = rest.partition("/blobs/uploads")
-    if found:
+    name, found, session = rest.partition("/blobs/uploads")
+    if found and session[:1] in ("", "/"):
         return Upload(Repository.parse(name))
     raise ClientError(
         "no such registry endpoint; a path ends in manifests/<reference>, blobs/<digest>, tags/list or "
@@ -124,7 +124,7 @@ def _classify_in_repository(rest: str) -> Operation:
 def repository_of(operation: Operation) -> Repository | None:
     """The repository an operation is about, if it is about one."""
     match operation:
-        case Manifest() | Blob() | TagList() | Referrers() | Upload():
-            return operation.repository
         case Ping() | Catalog() | TokenExchange() | Other():
             return None
+        case _:  # all others have one, or the type checker objects
+            return operation.repository

@@ -21,7 +21,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitm_cache.config import Endpoint, Network
 from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.proxy.deliver import DeliveryLayer, RefusalLayer
+from mitm_cache.proxy.deliver import MAX_HEAD, DeliveryLayer, RefusalLayer
 from mitm_cache.proxy.door import Door
 
 BACKLOG = 1024
@@ -132,6 +132,8 @@ class Listeners:
             with self._proxyserver.register_connection(client.id, handler):
                 await handler.handle_client()
         finally:
+            # mitmproxy's handler closes it; not where it is told to twice in a row, as for a name without a certificate.
+            writer.close()
             self._writers.discard(writer)
             del self.connections[client.id]
 
@@ -159,13 +161,22 @@ class Listeners:
         speaks_tls = data[0] == TLS_RECORD
         if listener == "tls" and not context.client.tls:
             if speaks_tls:
-                nextlayer.layer = ClientTLSLayer(context)
+                nextlayer.layer = _ClientTLS(context)
             else:
                 nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
         elif speaks_tls:
             nextlayer.layer = RefusalLayer(context, f"The {listener} listener takes plain HTTP only.")
         else:
             nextlayer.layer = DeliveryLayer(context, self._door)
+
+
+class _ClientTLS(ClientTLSLayer):
+    """TLS with a limit on the ClientHello, of which mitmproxy would keep 16 MiB, parsed anew with every packet."""
+
+    def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:
+        if not self.client_hello_parsed and len(self.recv_buffer) + len(data) > MAX_HEAD:
+            return False, "Cannot parse ClientHello: it is too long"
+        return (yield from super().receive_handshake_data(data))
 
 
 class _Acceptor:

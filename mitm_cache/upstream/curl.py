@@ -4,6 +4,7 @@ libcurl releases the GIL while it waits and decrypts, so downloads run beside th
 it would take from its surroundings (proxies of the environment, `.netrc`, signals, other protocols) is switched off.
 """
 
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,6 +27,8 @@ MAX_HEAD = 128 << 10
 """Bytes of an answer's header fields."""
 IDLE_HANDLES = 16
 """Kept per origin, each with its open connection."""
+_STATUS = re.compile("[1-5][0-9]{2}")
+_LENGTH = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Answer:
     status: int
     headers: Headers
     origin: Origin
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     hops: int = 0
 
     @property
@@ -56,7 +59,7 @@ class Answer:
     def length(self) -> int | None:
         """Content-Length, where it is given and is a number."""
         value = self.headers.get("content-length")
-        return int(value) if value is not None and value.isascii() and value.isdigit() else None
+        return int(value) if value is not None and _LENGTH.fullmatch(value) else None
 
 
 class Sink(Protocol):
@@ -94,7 +97,7 @@ class _Exchange:
             return self._fail(UpstreamError(f"{self.origin} sent more than {MAX_HEAD} bytes of header fields"))
         if text.startswith("HTTP/"):
             words = text.split(None, 2)
-            self.status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+            self.status = int(words[1]) if len(words) > 1 and _STATUS.fullmatch(words[1]) else 0
             self.fields.clear()
         elif text:
             name, _, value = text.partition(":")
@@ -160,7 +163,11 @@ class Transport:
             self._configure(handle, request, origin, route, exchange, seconds)
             handle.perform()
         except pycurl.error as error:
+            # A kept connection may hold what an earlier answer had beyond its announced length.
+            stale = error.args[0] == _NO_HTTP and handle.getinfo(pycurl.NUM_CONNECTS) == 0 and exchange.answer is None
             handle.close()
+            if stale and not request.body and exchange.failure is None:
+                return self.perform(request, route, sink=sink, limit=limit, seconds=seconds)
             raise exchange.failure or _explain(error, origin, stopped=self._stopped()) from None
         except BaseException:
             handle.close()
@@ -240,6 +247,7 @@ class Transport:
             handle.close()
 
 
+_NO_HTTP = pycurl.E_FTP_WEIRD_SERVER_REPLY  # its name without FTP is not in pycurl
 _TLS = {pycurl.E_SSL_CONNECT_ERROR, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER}
 
 

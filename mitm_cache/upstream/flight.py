@@ -325,6 +325,7 @@ class Flights:
         try:
             async with slots:
                 download = loop.run_in_executor(self._downloads, writer.run)
+                download.add_done_callback(_take_note)
                 await asyncio.wait([download])
             self._conclude(flight, supply, download.exception())
         finally:
@@ -349,6 +350,12 @@ class Flights:
         if flight.state is State.FAILED:
             forget = self._spool.forget_failure
             asyncio.get_running_loop().call_later(NOTE_LINGERS, forget, flight.inode, flight.digest)
+
+
+def _take_note(download: asyncio.Future[None]) -> None:
+    """What went wrong is known to whoever waits, if the service did not end before."""
+    if not download.cancelled():
+        download.exception()
 
 
 def _release(found: Blob | Writing | Reading) -> None:

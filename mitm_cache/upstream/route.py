@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dns.exception
+import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
@@ -50,13 +51,9 @@ class Names:
         self._resolver = dns.resolver.Resolver(configure=False)
         self._resolver.cache = dns.resolver.LRUCache(1024)
         self._resolver.lifetime = LIFETIME
-        nameservers, ports = [], {}
-        for server in servers or system_servers():
-            address, port = _split_server(server)
-            nameservers.append(address)
-            ports[address] = port
-        self._resolver.nameservers = nameservers
-        self._resolver.nameserver_ports = ports
+        self._resolver.nameservers = [
+            dns.nameserver.Do53Nameserver(*_split_server(server)) for server in servers or system_servers()
+        ]
 
     def resolve(self, host: str) -> tuple[str, ...]:
         """The addresses of a name, IPv6 and IPv4; raises UpstreamError where there are none."""
@@ -125,11 +122,11 @@ class Own:
 def _is_local(address: str) -> bool:
     """Whether an address is this machine's: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # refused where the kernel has no IPv6
             probe.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

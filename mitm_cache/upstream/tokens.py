@@ -83,7 +83,7 @@ def _parse_token(answer: Answer) -> tuple[str | None, float]:
         fields = json.loads(answer.body)
         token = fields.get("token") or fields.get("access_token")
         seconds = float(fields.get("expires_in") or DEFAULT_SECONDS)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return None, 0
     printable = isinstance(token, str) and token.isascii() and token.isprintable() and token != ""
     return (token, seconds) if printable else (None, 0)

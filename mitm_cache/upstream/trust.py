@@ -31,11 +31,13 @@ def write_bundle(folder: Path, *, system: Path | None, extra: Sequence[Path]) ->
     for path in extra:
         try:
             added = path.read_bytes()
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=added.decode("ascii"))
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(
+                cadata=added.decode("ascii", "ignore")
+            )  # comments may be in any script
+        except (ValueError, ssl.SSLError) as error:  # before OSError: SSLError is one
+            raise ConfigError(f"ca_file {path} holds no PEM certificate") from error
         except OSError as error:
             raise ConfigError(f"ca_file {path} cannot be read: {error.strerror}") from error
-        except (ValueError, ssl.SSLError) as error:
-            raise ConfigError(f"ca_file {path} holds no PEM certificate") from error
         content += b"\n" + added
     target = folder / f"trust-{hashlib.sha256(content).hexdigest()[:16]}.pem"
     draft = target.with_suffix(f".{os.getpid()}")

@@ -31,7 +31,7 @@ class Origin:
             port = parts.port
         except ValueError as error:
             raise UpstreamError(f"{redact_safely(url)} is not a URL: {error}") from error
-        if parts.scheme not in _DEFAULT_PORTS or not _HOST.fullmatch(parts.hostname or ""):
+        if parts.scheme not in _DEFAULT_PORTS or parts.hostname is None or not _HOST.fullmatch(parts.hostname):
             raise UpstreamError(f"{redact_safely(url)} is not an http or https URL")
         return cls(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme])
 

@@ -23,7 +23,7 @@ from mitm_cache.cache.links import Links
 from mitm_cache.cache.spool import Spool
 from mitm_cache.config import Endpoint
 from mitm_cache.errors import UpstreamError
-from mitm_cache.journal import AccessLine, Journal
+from mitm_cache.journal import Event, Journal, to_json
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.proxy.deliver import STALL_SECONDS, Pump
@@ -94,7 +94,7 @@ class Doors:
         self.spool = Spool(self.layout.spool, self.blobs)
         self._clock, self._stall = clock, stall
         self.journal = journal or Journal()
-        self.journal.add(AccessLine("json", self.log))
+        self.journal.add(self._note)
         self._sockets = [(name, bind(name, Endpoint("127.0.0.1", 0))) for name in ("tls", "clear", "mirror")]
         self._addresses = {name: (host, port) for name, host, port in addresses(self._sockets)}
         everybody = Clients([ip_network("0.0.0.0/0")])
@@ -107,8 +107,12 @@ class Doors:
             clock=clock,
         )
         self._ready = threading.Event()
+        self._failure: BaseException | None = None
         self._engine: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _note(self, event: Event) -> None:
+        self.log.write(to_json(event))
 
     def address(self, listener: str) -> tuple[str, int]:
         return self._addresses[listener]
@@ -143,7 +147,7 @@ class Doors:
             reads = stack.enter_context(ThreadPoolExecutor(2))
             self._engine = engine = Engine()
             async with asyncio.TaskGroup() as tasks:
-                leg = Leg(client=self.upstream, spool=self.spool, blobs=self.blobs, tasks=tasks)
+                leg = Leg(client=self.upstream, spool=self.spool, blobs=self.blobs, start=tasks.create_task)
                 stack.callback(leg.close)
                 pull_through = PullThrough(
                     blobs=self.blobs,
@@ -168,12 +172,22 @@ class Doors:
     @contextmanager
     def opened(self) -> Iterator[Self]:
         """Accepting connections."""
-        thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="doors")
+        thread = threading.Thread(target=self._work, name="doors")
         thread.start()
+        self._ready.wait()
         try:
-            assert self._ready.wait(30)
+            if self._failure is not None:
+                raise self._failure
             yield self
         finally:
-            if self._engine is not None:
+            if self._engine is not None and self._failure is None:
                 self._engine.stop()
             thread.join()
+
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
+            self._failure = error
+        finally:
+            self._ready.set()

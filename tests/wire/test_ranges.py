@@ -64,9 +64,7 @@ def test_ignored(header: str | None) -> None:
     assert resolve(header, 100) is None
 
 
-@pytest.mark.parametrize(
-    ("header", "size"), [("bytes=0-", 0), ("bytes=100-", 100), ("bytes=-0", 100), ("bytes=-1", 0)]
-)
+@pytest.mark.parametrize(("header", "size"), [("bytes=0-", 0), ("bytes=100-", 100), ("bytes=-0", 100), ("bytes=-1", 0)])
 def test_unsatisfiable(header: str, size: int) -> None:
     """A range that begins behind the end, or asks for none of it, is 416."""
     with pytest.raises(Unsatisfiable):

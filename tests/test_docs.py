@@ -1,0 +1,85 @@
+"""The documentation says what there is, no less and no more."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from mitm_cache import config
+from mitm_cache.cli import main
+from mitm_cache.config import load
+
+ROOT = Path(__file__).parents[1]
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+
+
+def block() -> str:
+    """The example that shows every key."""
+    found = re.search(r"^```toml\n(.*?)^```", CONFIGURATION.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_key_is_documented() -> None:
+    """The example in the documentation holds every key, those of a registry too, and no other."""
+    documented = {re.sub(r"^registries\..*\.(\w+)$", r"registries.*.\1", key) for key in keys(tomllib.loads(block()))}
+    assert documented == {*config._KEYS, *(f"registries.*.{name}" for name in config._REGISTRY_KEYS)}
+
+
+def test_every_key_is_explained() -> None:
+    """Each line of it says what the key is for."""
+    for line in block().splitlines():
+        if "=" in line.partition("#")[0]:
+            assert len(line.partition("#")[2].split()) >= 2, line
+
+
+def test_the_example_is_good(tmp_path: Path) -> None:
+    """Who copies the example has a configuration that loads, and has the defaults where it shows them."""
+    file = tmp_path / "config.toml"
+    file.write_text(block())
+    copied, default = load(file=file, environ={}), load(file=Path("/dev/null"), environ={})
+    for name in ("names", "permit", "allow", "max_size", "ca_file", "resolvers", "allow_http", "log_format"):
+        assert getattr(copied, name) == getattr(default, name), name
+
+
+def commands(command: click.Command, path: str) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, f"{path} {name}")
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("command", list(commands(main, "mitm-cache")))
+def test_every_command_is_documented(command: str) -> None:
+    """Each command stands in the README or in docs/, written as it is typed; in a row of them without the program."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pattern = re.compile(rf"(`|mitm-cache ){re.escape(command.removeprefix('mitm-cache '))}\b")
+    assert [page.name for page in pages if pattern.search(page.read_text())]
+
+
+def documented_commands() -> list[str]:
+    text = "\n".join(page.read_text() for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))])
+    return sorted({match[1] for match in re.finditer(r"`(mitm-cache [a-z][a-z-]*(?: [a-z][a-z-]*)?)", text)})
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_exist(command: str) -> None:
+    """What the documentation tells to type is there."""
+    found: click.Command = main
+    for name in command.split()[1:]:
+        if isinstance(found, click.Group):
+            assert name in found.commands
+            found = found.commands[name]
