@@ -8,7 +8,7 @@ CODE   := $(wildcard mitm_cache tests addons bench)
 # More arguments: make run ARGS="--help", make test ARGS="-k digest -x"
 ARGS   ?=
 
-.PHONY: help run demo test e2e bench lint types format lock package clean
+.PHONY: help run demo test e2e bench lint types format lock package image clean
 
 help:
 	@echo 'make run      set up and run the cache in the foreground (ARGS=... for more options)'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test     set up and run the tests'
 	@echo 'make e2e      the full matrix of real clients and registries (root, Linux)'
 	@echo 'make bench    side-by-side figures'
+	@echo 'make image    the container image (ENGINE=podman, ARGS=...)'
 	@echo 'make lint types format lock package clean'
 
 # The CA of a checkout stays in the checkout: certs/ is ignored by git.
@@ -47,6 +48,11 @@ format: $(VENV)/dev.stamp
 
 package: $(VENV)/dev.stamp
 	$(BIN)/python -m hatchling build -d dist
+
+# A health check is known to Docker's format only, which podman and buildah are told by their environment.
+ENGINE ?= docker
+image:
+	BUILDAH_FORMAT=docker $(ENGINE) build --file Containerfile --tag mitm-cache $(ARGS) .
 
 # One resolution for every platform and Python >= 3.12. The other two take their versions from the dev lock.
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --universal --python $(BIN)/python --python-version 3.12 \

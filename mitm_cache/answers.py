@@ -2,6 +2,7 @@
 
 from http import HTTPStatus
 
+from mitm_cache.cache.blobs import Blob
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.errors import IntegrityError, MitmCacheError, StoreError, UpstreamError
 from mitm_cache.oci import problem
@@ -14,6 +15,8 @@ from mitm_cache.wire.message import FileBody, Request, Response, Source
 from mitm_cache.wire.ranges import Span, Unsatisfiable, resolve
 
 API_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+SMALL = 64 << 10
+"""Bytes of a body that is not worth moving as a file."""
 NOT_PASSED_BACK = HOP_BY_HOP | {"content-length", "via", "alt-svc", "strict-transport-security", "content-encoding"}
 """An upstream answer's headers that are about the connection or the host, not about the content."""
 
@@ -90,17 +93,26 @@ def content(request: Request, digest: Digest, source: Source, head: Head, *, out
         source.close()
         headers = Headers([API_VERSION, ("Content-Range", f"bytes */{head.size}"), ("Content-Length", "0")])
         return Response(status=416, headers=headers, outcome=outcome, reason="range beyond the end", digest=str(digest))
-    fields = _fields(digest, head.media_type, span.length if span else head.size)
+    sent = span or Span.whole(head.size)
+    fields = _fields(digest, head.media_type, sent.length)
     if span is not None:
         fields.append(("Content-Range", span.content_range))
     return Response(
         status=206 if span else 200,
         headers=Headers(fields),
-        body=FileBody(source, span or Span.whole(head.size)),
+        body=_small_body(source, sent) or FileBody(source, sent),
         outcome=outcome,
         reason=reason,
         digest=str(digest),
     )
+
+
+def _small_body(source: Source, span: Span) -> bytes | None:
+    """What is small and in memory already is sent with its head; moving it as a file would cost more."""
+    data = source.at_hand(span.start, span.length) if isinstance(source, Blob) and span.length <= SMALL else None
+    if data:
+        source.close()
+    return data
 
 
 def outcome_of(answer: Answer) -> str:

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TextIO
 
+from mitm_cache.admin.facts import Facts
+from mitm_cache.admin.metrics import Numbers
+from mitm_cache.admin.pages import Pages
+from mitm_cache.admin.server import Server
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.evict import Sweeper
@@ -22,14 +24,15 @@ from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.cache.links import Links
 from mitm_cache.cache.spool import Spool
-from mitm_cache.config import LISTENERS, PORTS, Config, Endpoint
-from mitm_cache.errors import ConfigError, MitmCacheError
+from mitm_cache.config import Config
+from mitm_cache.errors import MitmCacheError
 from mitm_cache.journal import AccessLine, Event, Journal
+from mitm_cache.listening import Bound, bind_all
 from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.intercept import Intercept
-from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind, inherit
+from mitm_cache.proxy.mode import Clients, Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.rights import Verdicts
@@ -51,60 +54,6 @@ READS = 8
 """Threads that read what is not in the page cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What is listened on, known once the sockets are bound; `fallback` where low ports were not allowed."""
-
-    sockets: Sequence[tuple[str, socket.socket]]
-    fallback: bool
-
-    def addresses(self) -> Iterator[tuple[str, str, int]]:
-        """Listener, address and port of each socket."""
-        return addresses(self.sockets)
-
-    def address(self, listener: str) -> tuple[str, int]:
-        """The address and port of a listener's first socket. Raises KeyError where it has none."""
-        for name, host, port in self.addresses():
-            if name == listener:
-                return host, port
-        raise KeyError(listener)
-
-
-def bind_all(config: Config) -> Bound:
-    """Every listener: as a service manager handed it over, else as the operator named it, else on its usual port or,
-    where that is not allowed, on a high one. Raises ConfigError."""
-    sockets, fallback = inherit(os.environ, os.getpid(), LISTENERS), False
-    given = {listener for listener, _ in sockets}
-    try:
-        for listener in LISTENERS:
-            if listener in given:
-                continue
-            if listener in config.listen:
-                sockets += [(listener, _bind_named(listener, endpoint)) for endpoint in config.listen[listener]]
-                continue
-            usual, high = PORTS[listener]
-            try:
-                sockets.append((listener, bind(listener, Endpoint("", usual))))
-            except PermissionError:
-                sockets.append((listener, bind(listener, Endpoint("", high))))
-                fallback = True
-    except BaseException:
-        for _, bound in sockets:
-            bound.close()
-        raise
-    return Bound(sockets, fallback)
-
-
-def _bind_named(listener: str, endpoint: Endpoint) -> socket.socket:
-    try:
-        return bind(listener, endpoint)
-    except PermissionError as error:
-        raise ConfigError(
-            f"listen.{listener}: {endpoint} is a port that needs the capability CAP_NET_BIND_SERVICE, or a lower "
-            "net.ipv4.ip_unprivileged_port_start"
-        ) from error
-
-
 class App:
     """One process of the service: made ready by the constructor, at work in `run`."""
 
@@ -115,10 +64,14 @@ class App:
         permitted = config.permitted_names()
         self.authority = CertificateAuthority.ensure(config.ca_dir, permitted=permitted, now=_now())
         self.authority.check_covers(permitted)
-        self.bound = bind_all(config)
+        self.bound: Bound = bind_all(config)
         self.journal = Journal()
         self._access = AccessLine(config.log_format, output)
         self.journal.add(self._access)
+        self.numbers = Numbers([registry.name for registry in config.known])
+        self.journal.add(self.numbers)
+        self._made = _now()
+        self._disk = _disk_size(self.layout)
         self._stopping = threading.Event()
         self._engine: Engine | None = None
 
@@ -143,7 +96,8 @@ class App:
             stack.callback(reads.shutdown)
 
             pull_through = PullThrough(blobs=blobs, links=links, spool=spool, verdicts=verdicts, leg=leg)
-            listeners = Listeners(sockets=self.bound.sockets, clients=Clients(self.config.allow), journal=self.journal)
+            clients = Clients(self.config.allow)
+            listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
             door = Door(known=self.config.known, journal=self.journal, via=self._via, listeners=listeners.connections)
             self._engine = engine = Engine()
             intercept = Intercept(
@@ -156,6 +110,10 @@ class App:
             serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
             engine.add(listeners, intercept, serve, Pump(engine.proxyserver, reads))
             listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door)
+            pages = Pages(self._facts(blobs, listeners, door), self.numbers)
+            stack.callback(pages.close)
+            admin = Server(self.bound.for_admin, pages.by_path, admits=clients.admits)
+            await stack.enter_async_context(admin)
 
             sweeper = Sweeper(
                 blobs=blobs,
@@ -185,6 +143,20 @@ class App:
     @property
     def _via(self) -> str:
         return f"mitm-cache-{self.layout.identity}"
+
+    def _facts(self, blobs: Blobs, listeners: Listeners, door: Door) -> Facts:
+        return Facts(
+            version=version("mitm-cache"),
+            started=self._made,
+            layout=self.layout,
+            blobs=blobs,
+            addresses=tuple(self.bound.addresses()),
+            ca=self.authority.describe(),
+            limit=self._limit,
+            in_flight=door.in_flight,
+            accepting=lambda: listeners.accepting() and not self._stopping.is_set(),
+            clock=_now,
+        )
 
     def _client(self, transport: Transport) -> Client:
         config = self.config
@@ -229,19 +201,25 @@ class App:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            if loop.time() >= due or arrived.count > self._sweep_bytes():
+            if loop.time() >= due or arrived.count > self._limit() // 100:
                 arrived.count = 0
                 due = loop.time() + SWEEP_SECONDS
                 try:
                     swept = await leg.run(sweeper.sweep)
+                    if swept is not None:
+                        self.numbers.sweep(swept)
                     if swept is not None and swept.removed:
                         logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
                 except (MitmCacheError, OSError) as error:
                     logger.warning("the cache could not be swept: %s", error)
             await asyncio.sleep(SWEEP_TICK)
 
-    def _sweep_bytes(self) -> int:
-        return self.config.max_size.of(_disk_size(self.layout)) // 100
+    def _limit(self) -> int:
+        try:
+            self._disk = _disk_size(self.layout)
+        except OSError:
+            pass  # the directory is gone for now; its file system is as large as it was
+        return self.config.max_size.of(self._disk)
 
 
 class _Arrived:

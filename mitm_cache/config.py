@@ -19,9 +19,11 @@ from mitm_cache.registries import TABLE, Known, Registry
 SYSTEM_FILE = Path("/etc/mitm-cache/config.toml")
 SYSTEM_DATA = Path("/var/lib/mitm-cache")
 ENVIRONMENT = "MITM_CACHE_"
-LISTENERS = ("tls", "clear", "mirror")
-PORTS = {"tls": (443, 8443), "clear": (80, 8080), "mirror": (5000, 5000)}
+LISTENERS = ("tls", "clear", "mirror", "admin")
+PORTS = {"tls": (443, 8443), "clear": (80, 8080), "mirror": (5000, 5000), "admin": (9500, 9500)}
 """The ports of each listener: the one clients expect, and the one taken where low ports are not allowed."""
+HOSTS = {"admin": "127.0.0.1"}
+"""Where a listener listens unless it is told; the others do on every address."""
 LOG_FORMATS = ("auto", "text", "json")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:(%)|([KMGT]?)(?:i?B)?)", re.IGNORECASE)

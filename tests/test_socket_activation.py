@@ -27,11 +27,13 @@ def test_sockets_of_systemd_are_served(tmp_path: Path) -> None:
     """A socket handed over under a listener's name is that listener; the first connection starts the service."""
     port = _free_port()
     command = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "--fdname=mirror", "-E", "MITM_CACHE_DATA_DIR"]
-    command += ["-E", "MITM_CACHE_LISTEN_TLS", "-E", "MITM_CACHE_LISTEN_CLEAR", "-E", "PATH", "-E", "HOME"]
+    command += ["-E", "MITM_CACHE_LISTEN_TLS", "-E", "MITM_CACHE_LISTEN_CLEAR", "-E", "MITM_CACHE_LISTEN_ADMIN"]
+    command += ["-E", "PATH", "-E", "HOME"]
     environment = os.environ | {
         "MITM_CACHE_DATA_DIR": str(tmp_path / "data"),
         "MITM_CACHE_LISTEN_TLS": "127.0.0.1:0",
         "MITM_CACHE_LISTEN_CLEAR": "127.0.0.1:0",
+        "MITM_CACHE_LISTEN_ADMIN": "",
     }
     with subprocess.Popen(
         [*command, sys.executable, "-m", "mitm_cache", "serve"],

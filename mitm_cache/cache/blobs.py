@@ -28,6 +28,15 @@ class Blob:
         """All of it is proven: up to `stop`, at once."""
         return stop
 
+    def at_hand(self, start: int, length: int) -> bytes | None:
+        """Bytes that the page cache holds; None where the disk would have to be waited for."""
+        data = bytearray(length)
+        try:
+            size = os.preadv(self._fd, [data], start, os.RWF_NOWAIT)
+        except OSError:  # not in the page cache, or a file system that cannot tell
+            return None
+        return bytes(data) if size == length else None
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -82,6 +91,14 @@ class Blobs:
     def remove(self, digest: Digest) -> None:
         """Unlink a blob; who has it open reads on."""
         self.path(digest).unlink(missing_ok=True)
+
+    def measure(self) -> tuple[int, int]:
+        """How many blobs there are, and their bytes; a pass over all of them."""
+        count = size = 0
+        for _, status in self.scan():
+            count += 1
+            size += status.st_size
+        return count, size
 
     def scan(self) -> Iterator[tuple[Digest, os.stat_result]]:
         """Every blob with its status, in no order; what is no blob is passed over."""

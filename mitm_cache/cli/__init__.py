@@ -10,6 +10,7 @@ from mitm_cache.cli.ca import ca
 from mitm_cache.cli.demo import demo
 from mitm_cache.cli.example import example
 from mitm_cache.cli.serve import serve
+from mitm_cache.cli.status import status
 from mitm_cache.config import Config, load
 from mitm_cache.errors import MitmCacheError
 
@@ -44,5 +45,5 @@ def main(context: click.Context, file: Path | None, data_dir: str | None) -> Non
     context.obj = config_of
 
 
-for _command in (serve, demo, ca, example):
+for _command in (serve, demo, status, ca, example):
     main.add_command(_command)

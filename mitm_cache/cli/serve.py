@@ -45,7 +45,7 @@ def banner(app: "App", address: str) -> Iterator[str]:
     for listener, bound, port in app.bound.addresses():
         ports.setdefault(listener, port)
         yield f"{listener:<12} {f'[{bound}]' if ':' in bound else bound}:{port}  {_PURPOSES[listener]}"
-        if bound not in _EVERYWHERE:
+        if bound not in _EVERYWHERE and listener != "admin":
             address = bound
     yield ""
     host = f"[{address}]" if ":" in address else address
@@ -70,4 +70,5 @@ _PURPOSES = {
     "tls": "nodes whose /etc/hosts leads here",
     "clear": "the same, for registries that a node marks as insecure",
     "mirror": "Docker Hub's mirror",
+    "admin": "probes, metrics, and mitm-cache status",
 }

@@ -15,7 +15,7 @@ from mitm_cache.demo.puller import Pull, Puller
 from mitm_cache.demo.upstream import ADDRESS, NAME, Upstream
 
 REPOSITORY, TAG = "team/app", "1"
-_LISTENERS = ("tls", "clear", "mirror")
+_LISTENERS = ("tls", "clear", "mirror", "admin")
 
 
 class CacheEndpoint(Protocol):

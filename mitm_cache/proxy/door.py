@@ -99,6 +99,10 @@ class Door:
         self._listeners = listeners
         self.pending: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
 
+    def in_flight(self) -> int:
+        """How many requests have been admitted and have not had their last byte."""
+        return sum(not exchange.recorded for exchange in self.pending.values())
+
     def admit(self, client: Client, request: http.Request) -> Exchange:
         """An exchange; its `response` is set where the request is refused on its head alone."""
         listener, port = self._listeners.get(client.id, ("", 0))

@@ -21,8 +21,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitm_cache.config import Endpoint, Network
 from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.proxy.deliver import MAX_HEAD, DeliveryLayer, RefusalLayer
 from mitm_cache.proxy.door import Door
+from mitm_cache.proxy.stream import MAX_HEAD, DeliveryLayer, RefusalLayer
 
 BACKLOG = 1024
 TLS_RECORD = 0x16
@@ -39,7 +39,9 @@ def bind(listener: str, endpoint: Endpoint) -> socket.socket:
             return _bind(socket.AF_INET, "0.0.0.0", endpoint.port)  # noqa: S104 - a host without IPv6
         if error.errno == errno.EACCES:
             raise
-        raise ConfigError(f"listen.{listener}: {endpoint} cannot be bound: {error.strerror}") from error
+        raise ConfigError(
+            f"listen.{listener}: {endpoint} cannot be bound: {error.strerror}; name another one, or [] for none"
+        ) from error
 
 
 def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
@@ -97,6 +99,10 @@ class Listeners:
         """The listener a connection came in by."""
         return self.connections.get(connection_id, ("", 0))[0]
 
+    def accepting(self) -> bool:
+        """Whether connections are accepted at every socket."""
+        return self.started.is_set() and all(server.is_serving() for server in self._servers)
+
     async def running(self) -> None:
         """mitmproxy is ready: accept."""
         for listener, bound in self._sockets:
@@ -132,7 +138,7 @@ class Listeners:
             with self._proxyserver.register_connection(client.id, handler):
                 await handler.handle_client()
         finally:
-            # mitmproxy's handler closes it; not where it is told to twice in a row, as for a name without a certificate.
+            # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
             writer.close()
             self._writers.discard(writer)
             del self.connections[client.id]
@@ -154,6 +160,7 @@ class Listeners:
         if not data:
             return
         context = nextlayer.context
+        # Refused unless what follows decides otherwise; mitmproxy's TLS layer also needs one that was made before it.
         nextlayer.layer = RefusalLayer(context, "internal error")
         if self._door is None:
             return

@@ -12,8 +12,8 @@ from mitmproxy.addons.proxyserver import Proxyserver
 
 from mitm_cache.answers import explain
 from mitm_cache.errors import MitmCacheError
-from mitm_cache.proxy.deliver import render
 from mitm_cache.proxy.door import Door, Exchange
+from mitm_cache.proxy.stream import render
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.wire.challenge import in_clear
 from mitm_cache.wire.headers import Headers

@@ -78,11 +78,15 @@ class Client:
             return send(outgoing)
         token = self._tokens.find(call.registry, call.repository)
         answer = send(_with_authorization(outgoing, f"Bearer {token}") if token else outgoing)
+        if token and answer.status in (401, 403):
+            self._tokens.drop(call.registry, call.repository)
+            answer = send(outgoing)
         if answer.status != 401:
             return answer
-        self._tokens.drop(call.registry, call.repository)
         fresh = self._anonymous_token(call, call.repository, answer)
-        return send(_with_authorization(outgoing, f"Bearer {fresh}")) if fresh else answer
+        granted = send(_with_authorization(outgoing, f"Bearer {fresh}")) if fresh else answer
+        # What strangers are denied the client may yet be given: the challenge tells it that it can log in.
+        return answer if granted.status == 403 else granted
 
     def _anonymous_token(self, call: Call, repository: Repository, refusal: Answer) -> str | None:
         challenge = parse_bearer(refusal.headers.get("www-authenticate"))

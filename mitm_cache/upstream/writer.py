@@ -75,6 +75,7 @@ class Writer:
                 if self._head is None or not answer.ok:
                     raise self._refusal(answer)
             self._prove()
+            self._land()  # first: with the last byte in hand a client may ask again
             self._spool.seal(self._part)
         except Refused as refusal:
             if self._start == 0:
@@ -89,7 +90,6 @@ class Writer:
             shared = not isinstance(error, Moved)
             self._discard(Outcome(error.status, error.code, error.message, shared, retry_after))
             raise
-        self._land()
 
     def _resume(self) -> None:
         """Hash what a writer before us has left."""
@@ -118,6 +118,9 @@ class Writer:
             raise UpstreamError(f"{answer.origin} sent content with status {answer.status} and no length")
         if self._supply.max_size is not None and answer.length > self._supply.max_size:
             raise UpstreamError(f"a manifest is at most {self._supply.max_size} bytes; {answer.length} were announced")
+        if answer.length == 0 and self._hash.hexdigest() != self._part.digest.hex:
+            # Of nothing no last byte could be held back.
+            raise IntegrityError(f"upstream sent no bytes for {self._part.digest}", code="SIZE_INVALID")
         self._head = Head(answer.length, answer.headers.get("content-type") or "application/octet-stream")
         self._spool.write_note(self._part, self._head)
         self._announce()

@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -111,22 +111,50 @@ def test_joining_after_the_end_finds_the_blob(room: Room) -> None:
     assert room.blob() == CONTENT
 
 
-def test_a_lock_on_a_file_that_was_renamed_is_worth_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between a joiner's open and its lock the file becomes the blob: the inode check sends the joiner back."""
-    writer = room.write()
-    writer.append(CONTENT)
+def between_open_and_lock(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen after the next open of a part file, before its lock."""
     plain_lock = Part.lock
 
     def late(part: Part) -> bool:
         monkeypatch.setattr(Part, "lock", plain_lock)
-        room.spool.seal(writer)
-        writer.close()
+        happens()
         return part.lock()
 
     monkeypatch.setattr(Part, "lock", late)
+
+
+def test_a_lock_on_a_file_that_was_renamed_is_worth_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a joiner's open and its lock the file becomes the blob: the joiner is sent back, the blob left alone."""
+    writer = room.write()
+    writer.append(CONTENT)
+
+    def end() -> None:
+        room.spool.seal(writer)
+        writer.close()
+
+    between_open_and_lock(monkeypatch, end)
     assert room.join() is None
     assert room.blob() == CONTENT
     assert stat.S_IMODE(room.blobs.path(DIGEST).stat().st_mode) == State.VERIFIED
+
+
+def test_a_lock_on_an_older_generation_is_worth_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealed, evicted and begun anew meanwhile: the mark of the old inode says nothing about the file at the path."""
+    writer = room.write()
+    writer.append(CONTENT)
+    newer: list[Part] = []
+
+    def end_and_begin_anew() -> None:
+        room.spool.seal(writer)
+        writer.close()
+        room.blobs.remove(DIGEST)
+        newer.append(room.write())
+        newer[0].append(b"not proven")
+
+    between_open_and_lock(monkeypatch, end_and_begin_anew)
+    assert room.join() is None
+    assert room.blob() is None
+    assert newer[0].is_current()
 
 
 def test_a_failed_file_is_never_written_again(room: Room) -> None:

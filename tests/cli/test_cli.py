@@ -70,7 +70,13 @@ def test_everything_is_described(path: tuple[str, ...]) -> None:
 
 def test_commands() -> None:
     """The commands of this version."""
-    assert {path for path in COMMANDS if len(path) == 1} == {("serve",), ("demo",), ("ca",), ("example",)}
+    assert {path for path in COMMANDS if len(path) == 1} == {
+        ("serve",),
+        ("demo",),
+        ("status",),
+        ("ca",),
+        ("example",),
+    }
 
 
 @pytest.mark.parametrize(

@@ -98,4 +98,5 @@ def test_configuration_is_one_that_the_cache_reads() -> None:
     run(read, show=lambda _: None, sizes=[KIB])
     [config] = seen
     assert config.upstreams["registry.demo"].resolve == ("127.0.0.1",)
-    assert {name: len(endpoints) for name, endpoints in config.listen.items()} == {"tls": 1, "clear": 0, "mirror": 0}
+    ways = {name: len(endpoints) for name, endpoints in config.listen.items()}
+    assert ways == {"tls": 1, "clear": 0, "mirror": 0, "admin": 0}

@@ -33,7 +33,7 @@ class Raw:
         source: str = "127.0.0.1",
         receive_buffer: int = 0,
     ) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             plain.settimeout(PATIENCE)
@@ -70,7 +70,8 @@ class Raw:
         """Exactly so many bytes. Raises EOFError where there are fewer."""
         while len(self._buffer) < number:
             self._more()
-        taken, self._buffer = self._buffer[:number], self._buffer[number:]
+        taken = bytes(self._buffer[:number])
+        del self._buffer[:number]
         return taken
 
     def answer(self, method: str = "GET") -> Answer:
@@ -81,8 +82,8 @@ class Raw:
 
     def rest(self) -> bytes:
         """Everything until the connection ends, cleanly or not."""
-        taken = [self._buffer]
-        self._buffer = b""
+        taken = [bytes(self._buffer)]
+        self._buffer.clear()
         while True:
             try:
                 piece = self.socket.recv(1 << 20)
@@ -114,9 +115,7 @@ class Raw:
         self._buffer += piece
 
 
-def dial(
-    cache: Endpoint, listener: str, *, name: str = "", source: str = "127.0.0.1", receive_buffer: int = 0
-) -> Raw:
+def dial(cache: Endpoint, listener: str, *, name: str = "", source: str = "127.0.0.1", receive_buffer: int = 0) -> Raw:
     """A connection to a listener as its clients make it: by TLS, verified, to `tls`."""
     context = ssl.create_default_context(cafile=cache.ca_file) if listener == "tls" else None
     name = name or cache.registry

@@ -1,5 +1,6 @@
 """Bodies on their way: whole, in ranges, cut; what slow, rude and greedy clients can and cannot do."""
 
+import asyncio
 import hashlib
 import os
 import random
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mitmproxy.proxy.layer import NextLayer
 
 from mitm_cache.demo.image import KIB, MIB, Image
 from mitm_cache.journal import Event, Journal
@@ -246,8 +246,6 @@ def _count_files() -> int:
 
 
 def _count_tasks(cache: Threaded) -> int:
-    import asyncio
-
     async def count() -> int:
         return len(asyncio.all_tasks()) - 1
 
@@ -389,7 +387,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, L
     """The cache as a process of its own, with a blob of 64 MiB."""
     directory = tmp_path_factory.mktemp("apart")
     with LyingUpstream(directory, name=HUB) as upstream, process(directory / "data", upstream) as cache:
-        upstream.registry.put("team/app", big_image(BIG, 3 * KIB), "1")
+        upstream.registry.put("team/app", big_image(BIG, 3 * KIB), *LISTENERS)
         with cache.client() as client:
             for content in (Pattern(BIG, "big 0"), Pattern(3 * KIB, "big 1")):
                 assert client.get(f"/v2/team/app/blobs/{content.digest}").status == 200
@@ -435,22 +433,20 @@ def test_a_flood_during_a_body(apart: tuple[Process, LyingUpstream], listener: s
         assert flood.sent < 32 * MIB  # the kernel's buffers, and what is read once
         received += wire.read(BIG - MIB)
         assert received == content_of(Pattern(BIG, "big 0"))
-    print(f"{listener}: {flood.sent / MIB:.1f} MiB taken of the flood, memory grew by {grown / MIB:.1f} MiB")
+    print(f"{listener}: {flood.sent / MIB:.1f} MiB taken of the flood, memory grew by {grown / MIB:.1f} MiB")  # noqa: T201
     assert grown < 64 * MIB
 
 
 @pytest.mark.parametrize("listener", ["clear", "mirror"])
-def test_a_flood_while_upstream_is_asked(
-    apart: tuple[Process, LyingUpstream], listener: str
-) -> None:
+def test_a_flood_while_upstream_is_asked(apart: tuple[Process, LyingUpstream], listener: str) -> None:
     """The same while the first request waits for upstream, which holds it at a gate."""
     cache, upstream = apart
     memory = Memory(cache)
     gate = upstream.gate()
-    upstream.lie("tag", gate.hang(), times=1)
+    upstream.lie(f"/v2/team/app/manifests/{listener}", gate.hang())
     before = memory.peak()
     with dial(cache, listener) as wire:
-        ask = request("/v2/team/app/manifests/1", "Accept: */*", host=HUB)
+        ask = request(f"/v2/team/app/manifests/{listener}", "Accept: */*", host=HUB)
         wire.send(ask)
         gate.wait_held()
         flood = Flood(wire, ask * 5000, 400 * MIB)
@@ -459,7 +455,7 @@ def test_a_flood_while_upstream_is_asked(
         assert flood.sent < 32 * MIB
         gate.release()
         assert wire.answer().status == 200
-    print(f"{listener}: {flood.sent / MIB:.1f} MiB taken of the flood, memory grew by {grown / MIB:.1f} MiB")
+    print(f"{listener}: {flood.sent / MIB:.1f} MiB taken of the flood, memory grew by {grown / MIB:.1f} MiB")  # noqa: T201
     assert grown < 64 * MIB
 
 
@@ -482,7 +478,7 @@ def test_a_flood_that_is_answered(apart: tuple[Process, LyingUpstream], listener
             pass  # cut
     flood.join()
     grown = memory.peak() - before
-    print(f"{listener}: {taken} answers, {flood.sent / MIB:.1f} MiB sent, memory grew by {grown / MIB:.1f} MiB")
+    print(f"{listener}: {taken} answers, {flood.sent / MIB:.1f} MiB sent, memory grew by {grown / MIB:.1f} MiB")  # noqa: T201
     assert taken > 0
     assert grown < 64 * MIB
 
@@ -541,5 +537,5 @@ def test_small_requests_beside_bulk(apart: tuple[Process, LyingUpstream]) -> Non
             each.kill()
             each.communicate()
     median = statistics.median(times)
-    print(f"beside 8 bulk streams: median {median:.1f} ms, slowest {max(times):.0f} ms")
+    print(f"beside 8 bulk streams: median {median:.1f} ms, slowest {max(times):.0f} ms")  # noqa: T201
     assert median <= 30

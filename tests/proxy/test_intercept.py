@@ -15,8 +15,8 @@ from OpenSSL import SSL
 
 from mitm_cache.ca import KEY_FILE, LEAF_LIFETIME, LEAF_RENEWAL, CertificateAuthority
 from mitm_cache.journal import Event, Journal
-from mitm_cache.proxy.deliver import MAX_HEAD
 from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.stream import MAX_HEAD
 from tests.needs import needs_tool
 from tests.proxy.doors import Doors
 from tests.proxy.raw import Raw, dial, request
@@ -39,9 +39,15 @@ def _leaf(wire: Raw) -> x509.Certificate:
     return x509.load_der_x509_certificate(encoded)
 
 
-def _chain(wire: Raw) -> list[x509.Certificate]:
-    assert isinstance(wire.socket, ssl.SSLSocket)
-    return [x509.load_der_x509_certificate(encoded) for encoded in wire.socket.get_unverified_chain()]
+def _chain(doors: Doors, name: str) -> list[x509.Certificate]:
+    """What the cache sends, which ssl tells from Python 3.13 on only."""
+    with socket.create_connection(doors.address("tls")) as plain:
+        plain.setblocking(True)
+        connection = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), plain)
+        connection.set_tlsext_host_name(name.encode())
+        connection.set_connect_state()
+        connection.do_handshake()
+        return connection.get_peer_cert_chain(as_cryptography=True) or []
 
 
 def _names(leaf: x509.Certificate) -> list[str]:
@@ -55,10 +61,11 @@ def test_a_leaf_for_the_name(doors: Doors, name: str, version: ssl.TLSVersion) -
     context = ssl.create_default_context(cafile=doors.ca_file)
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.minimum_version = context.maximum_version = version
+    leaf, issuer = _chain(doors, name)
+    assert _names(leaf) == [name]
+    assert issuer == x509.load_pem_x509_certificate(doors.ca_file.read_bytes())
     with _shake(doors, name, context) as wire:
-        leaf, issuer = _chain(wire)
-        assert _names(leaf) == [name]
-        assert issuer == x509.load_pem_x509_certificate(doors.ca_file.read_bytes())
+        assert _leaf(wire) == leaf
         wire.send(request("/v2/x/tags/nonsense", host=name))
         assert wire.answer().status == 404
 
@@ -76,7 +83,7 @@ def test_the_key_is_its_own(doors: Doors) -> None:
 def test_old_versions_are_refused(doors: Doors) -> None:
     """TLS 1.1 gets no handshake."""
     context = ssl.create_default_context(cafile=doors.ca_file)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
@@ -138,15 +145,18 @@ def test_unknown_name(doors: Doors, name: str | None) -> None:
 
 def test_a_client_hello_that_never_ends(doors: Doors) -> None:
     """A ClientHello that promises megabytes is cut off long before."""
+    first = b"\x01" + (8 << 20).to_bytes(3) + bytes(16000)
+    pieces = [first] + [bytes(16004)] * 400
+    taken = 0
     with Raw(doors.address("tls")) as wire:
-        body = b"\x01" + (8 << 20).to_bytes(3) + bytes(16000)
-        taken = 0
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            for _ in range(1000):
+        try:
+            for body in pieces:
                 wire.send(b"\x16\x03\x01", len(body).to_bytes(2), body)
                 taken += len(body)
-                body = bytes(16004)
-        assert taken > MAX_HEAD  # a long one is no mistake yet
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    # A long one is no mistake yet, and the kernel's buffers take some.
+    assert MAX_HEAD < taken < sum(map(len, pieces))
 
 
 def test_upper_case_and_trailing_dot(doors: Doors) -> None:
@@ -166,8 +176,8 @@ def test_renegotiation_is_refused(doors: Doors) -> None:
     """A TLS 1.2 client that asks to negotiate anew is not served a second handshake."""
     host, port = doors.address("tls")
     command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-servername", "quay.io", "-tls1_2", "-no_ign_eof"]
-    done = subprocess.run(command, input=b"R\n", capture_output=True, timeout=30)
-    assert b"no renegotiation" in done.stderr or b"unexpected" in done.stderr.lower(), done.stderr[-500:]
+    done = subprocess.run(command, input=b"R\n", capture_output=True, timeout=30, check=False)
+    assert b"no renegotiation" in done.stderr, done.stderr[-500:]
 
 
 # --- contexts, with a clock ----------------------------------------------------------------------------------------
@@ -214,7 +224,7 @@ def test_a_leaf_is_minted_anew_in_time(intercept: Intercept, clock: Clock) -> No
     clock.time += timedelta(seconds=1)
     second = intercept.context("quay.io")
     assert second is not first
-    assert LEAF_RENEWAL < LEAF_LIFETIME - timedelta(days=1)
+    assert (LEAF_LIFETIME - LEAF_RENEWAL).days > 1
     assert intercept.context("quay.io") is second
     assert len(intercept._minted) == 1
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.demo.image import KIB, MIB, Image, generate
-from mitm_cache.proxy.deliver import MAX_HEAD
 from mitm_cache.proxy.door import MAX_BODY
+from mitm_cache.proxy.stream import MAX_HEAD
 from tests.fakes.registry import LyingUpstream
 from tests.proxy.raw import LISTENERS, Raw, dial, request
 from tests.serving import Threaded, in_thread, process
@@ -128,44 +128,43 @@ def test_its_own_form_is_served(scene: Scene, listener: str) -> None:
 
 
 FORMS: dict[str, tuple[Callable[[Scene], bytes], set[int]]] = {
-    "absolute form": (lambda scene: _absolute(f"http://{HUB}{TAG}", HUB), {400}),
+    "absolute form": (lambda _: _absolute(f"http://{HUB}{TAG}", HUB), {400}),
     "absolute form of another host": (lambda scene: _absolute(f"http://{scene.target}/", scene.target), {400}),
     "absolute form with our Host": (lambda scene: _absolute(f"https://{scene.target}/v2/", HUB), {400}),
     "CONNECT": (lambda scene: _connect(scene.target), {405}),
-    "CONNECT to a registry": (lambda scene: _connect(f"{HUB}:443"), {405}),
+    "CONNECT to a registry": (lambda _: _connect(f"{HUB}:443"), {405}),
     "connect in small letters": (lambda scene: _connect(scene.target).replace(b"CONNECT", b"connect"), {400, 405}),
-    "h2 preface": (lambda scene: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), {400, 405}),
-    "OPTIONS *": (lambda scene: b"OPTIONS * HTTP/1.1\r\nHost: %b\r\n\r\n" % HUB.encode(), {405}),
-    "unknown method": (lambda scene: request(TAG, method="BREW", host=HUB), {405}),
-    "huge method": (lambda scene: request(TAG, method="A" * 5000, host=HUB), {405}),
-    "garbage": (lambda scene: b"\x00\x01\xfe\xff garbage\r\n\r\n", {400}),
-    "no request line": (lambda scene: b"Host: docker.io\r\n\r\n", {400}),
-    "no path": (lambda scene: b"GET docker.io HTTP/1.1\r\nHost: docker.io\r\n\r\n", {400}),
-    "SOCKS 5": (lambda scene: b"\x05\x01\x00\r\n\r\n", {400}),
-    "proxy protocol": (lambda scene: b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request(TAG, host=HUB), {400}),
-    "folded header": (lambda scene: request(TAG, "Accept: a", "  b", host=HUB), {400}),
-    "bare CR in a header": (lambda scene: request(TAG, "Accept: a\rX-Other: b", host=HUB), {400}),
-    "NUL in a header": (lambda scene: request(TAG, "Accept: a\0b", host=HUB), {400}),
-    "space before the colon": (lambda scene: request(TAG, "Accept : */*", host=HUB), {400}),
+    "h2 preface": (lambda _: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), {400, 405}),
+    "OPTIONS *": (lambda _: b"OPTIONS * HTTP/1.1\r\nHost: %b\r\n\r\n" % HUB.encode(), {405}),
+    "unknown method": (lambda _: request(TAG, method="BREW", host=HUB), {405}),
+    "huge method": (lambda _: request(TAG, method="A" * 5000, host=HUB), {405}),
+    "garbage": (lambda _: b"\x00\x01\xfe\xff garbage\r\n\r\n", {400}),
+    "no request line": (lambda _: b"Host: docker.io\r\n\r\n", {400}),
+    "no path": (lambda _: b"GET docker.io HTTP/1.1\r\nHost: docker.io\r\n\r\n", {400}),
+    "SOCKS 5": (lambda _: b"\x05\x01\x00\r\n\r\n", {400}),
+    "proxy protocol": (lambda _: b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n" + request(TAG, host=HUB), {400}),
+    "folded header": (lambda _: request(TAG, "Accept: a", "  b", host=HUB), {400}),
+    "bare CR in a header": (lambda _: request(TAG, "Accept: a\rX-Other: b", host=HUB), {400}),
+    "NUL in a header": (lambda _: request(TAG, "Accept: a\0b", host=HUB), {400}),
+    "space before the colon": (lambda _: request(TAG, "Accept : */*", host=HUB), {400}),
     "two lengths": (
-        lambda scene: request("/token", "Content-Length: 3", "Content-Length: 4", method="POST", host=HUB) + b"abcd",
+        lambda _: request("/token", "Content-Length: 3", "Content-Length: 4", method="POST", host=HUB) + b"abcd",
         {400},
     ),
     "length and chunks": (
-        lambda scene: request(
-            "/token", "Content-Length: 3", "Transfer-Encoding: chunked", method="POST", host=HUB
-        )
-        + b"0\r\n\r\n",
+        lambda _: (
+            request("/token", "Content-Length: 3", "Transfer-Encoding: chunked", method="POST", host=HUB) + b"0\r\n\r\n"
+        ),
         {400},
     ),
     "a length that is none": (
-        lambda scene: request("/token", "Content-Length: many", method="POST", host=HUB) + b"abc",
+        lambda _: request("/token", "Content-Length: many", method="POST", host=HUB) + b"abc",
         {400},
     ),
-    "a port that is none": (lambda scene: request(TAG, host=f"{HUB}:\xc2\xb2"), {400}),
-    "a port of 5000 digits": (lambda scene: request(TAG, host=f"{HUB}:{'9' * 5000}"), {400}),
-    "no Host": (lambda scene: f"GET {TAG} HTTP/1.1\r\n\r\n".encode(), {400}),
-    "two Hosts": (lambda scene: request(TAG, f"Host: {HUB}", host=HUB), {400}),
+    "a port that is none": (lambda _: request(TAG, host=f"{HUB}:\xc2\xb2"), {400}),
+    "a port of 5000 digits": (lambda _: request(TAG, host=f"{HUB}:{'9' * 5000}"), {400}),
+    "no Host": (lambda _: f"GET {TAG} HTTP/1.1\r\n\r\n".encode(), {400}),
+    "two Hosts": (lambda _: request(TAG, f"Host: {HUB}", host=HUB), {400}),
 }
 
 

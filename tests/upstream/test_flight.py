@@ -27,7 +27,7 @@ from tests.fakes.big import Pattern, big_image
 from tests.fakes.faults import Fault
 from tests.fakes.registry import LyingUpstream, Witness
 from tests.lab.process import wait_until
-from tests.serving import Reply, Threaded, in_thread, process
+from tests.serving import Process, Reply, Threaded, in_thread, process
 
 NAME = "team/app"
 SIZE = 1 * MIB + 12345
@@ -72,20 +72,21 @@ DATA = b"".join(LAYER.chunks(0, SIZE))
 BLOB = f"/v2/{NAME}/blobs/{DIGEST}"
 
 
-def get(cache: Threaded, target: str = BLOB, headers: Mapping[str, str] | None = None) -> Reply:
+def get(cache: Threaded | Process, target: str = BLOB, headers: Mapping[str, str] | None = None) -> Reply:
     with cache.client() as client:
         return client.get(target, headers)
 
 
-def all_aboard(cache: Threaded, clients: int) -> None:
-    """Block until so many clients take part in the one download: each has its own descriptor of the part file, and
-    two more are the writer's and the flight's."""
+def all_aboard(cache: Threaded | Process, clients: int, *, writing: bool = True) -> None:
+    """Block until so many clients take part in the one download: each has its own descriptor of the part file, the
+    flight has one more, and the writer its own."""
     part = str(cache.data / "spool" / f"{DIGEST.replace(':', '-')}.part")
+    folder = Path(f"/proc/{cache.pid if isinstance(cache, Process) else 'self'}/fd")
 
     def descriptors() -> int:
-        return sum(path == part for path in map(_target, Path("/proc/self/fd").iterdir()))
+        return sum(path == part for path in map(_target, folder.iterdir()))
 
-    wait_until(lambda: descriptors() >= clients + 2, f"{clients} clients", tick=0.01)
+    wait_until(lambda: descriptors() >= clients + 1 + writing, f"{clients} clients", tick=0.01)
 
 
 def _target(link: Path) -> str:
@@ -100,7 +101,7 @@ def objects(upstream: LyingUpstream) -> list[str]:
     return [each.range for each in upstream.requests.select(kind="object", method="GET")]
 
 
-def nothing_is_left(cache: Threaded) -> None:
+def nothing_is_left(cache: Threaded | Process) -> None:
     """No byte of the blob is kept, nor anything in the spool once the reason has been told to other processes."""
     wait_until(lambda: not cache.spool(), "an empty spool", seconds=10, tick=0.02)
     assert DIGEST not in cache.blobs()
@@ -193,7 +194,6 @@ def test_download_outlives_its_only_client(cache: Threaded, upstream: LyingUpstr
     upstream.lie("object", gate.hold_after(HELD))
     with closing(Raw(cache)) as leader:
         assert leader.read(1000) == DATA[:1000]
-    cache.log.wait(1, outcome="ERROR")
     gate.release()
     wait_until(lambda: DIGEST in cache.blobs(), "the blob", seconds=10, tick=0.02)
     assert get(cache).outcome == "HIT"
@@ -307,13 +307,24 @@ def short(how: str) -> Fault:
         faults.wrong_bytes(),
         faults.body(b"other content"),
         faults.body(b"x"),
+        faults.body(b""),
         short("goodbye"),
         short("close"),
         short("reset"),
         faults.header("Content-Length", str(SIZE + 10)),
         faults.header("Content-Length", "7"),
     ],
-    ids=["wrong", "other", "one byte", "goodbye", "hang-up", "reset", "announced longer", "announced shorter"],
+    ids=[
+        "wrong",
+        "other",
+        "one byte",
+        "no byte",
+        "goodbye",
+        "hang-up",
+        "reset",
+        "announced longer",
+        "announced shorter",
+    ],
 )
 def test_bad_content_is_cut_and_forgotten(cache: Threaded, upstream: LyingUpstream, fault: Fault) -> None:
     """An answer whose head is out ends before its promised end, or it is an error at once; the next one is right."""
@@ -643,6 +654,38 @@ def test_a_wrong_manifest(cache: Threaded, upstream: LyingUpstream, image: Image
             pass
     assert cache.blobs() == set()
     assert get(cache, target, {"Accept": "*/*"}).body == image.index.body
+
+
+# Several processes.
+
+
+def test_outcomes_between_processes(tmp_path: Path, upstream: LyingUpstream, crowd: ThreadPoolExecutor) -> None:
+    """A failure is shared with its reason by readers of another process; a refusal is not."""
+    upstream.registry.access = Access(scheme="basic", users=USERS, private={NAME: {"ann"}})
+    ann, bob = {"Authorization": ANN}, {"Authorization": BOB}
+    with process(tmp_path / "data", upstream) as one, process(tmp_path / "data", upstream) as other:
+        busy, gate = upstream.gate(), upstream.gate()
+        upstream.lie("object", busy.hang(), times=1)
+        upstream.lie("object", faults.refuse(429, "TOOMANYREQUESTS", {"Retry-After": "7"}), times=1)
+        leader = crowd.submit(get, one, BLOB, ann)
+        busy.wait_held()
+        follower = crowd.submit(get, other, BLOB, ann)
+        all_aboard(other, 1, writing=False)
+        busy.release()
+        for reply in (leader.result(), follower.result()):
+            assert (reply.status, reply.code, reply.headers["Retry-After"]) == (429, "TOOMANYREQUESTS", "7")
+        assert objects(upstream) == [""]
+        nothing_is_left(one)
+
+        upstream.lie("blob", gate.hang(), method="GET", times=1)
+        refused = crowd.submit(get, one, BLOB, bob)
+        gate.wait_held()
+        allowed = crowd.submit(get, other, BLOB, ann)
+        all_aboard(other, 1, writing=False)
+        gate.release()
+        assert refused.result().status == 401
+        assert allowed.result().body == DATA
+        wait_until(lambda: not one.spool(), "an empty spool", seconds=10, tick=0.02)
 
 
 # A disk that takes no more.

