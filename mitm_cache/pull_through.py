@@ -47,7 +47,7 @@ from mitm_cache.upstream.client import Call
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.flight import Landed
 from mitm_cache.upstream.leg import Leg
-from mitm_cache.upstream.writer import Refused, Supply
+from mitm_cache.upstream.writer import Refused, Supply, Uncacheable
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request, Response
 
@@ -246,7 +246,10 @@ class PullThrough:
             ranged = call.headers + Headers([("Range", f"bytes={start}-")]) if start else call.headers
             return self._leg.client.stream(replace(call, headers=ranged), sink)
 
-        boarding = await self._leg.board(digest, Supply(fetch, landed, registry, max_size), ask)
+        try:
+            boarding = await self._leg.board(digest, Supply(fetch, landed, registry, max_size), ask)
+        except Uncacheable:
+            return await self._relay(request, MAX_SIZE)
         if isinstance(boarding, Landed):
             head = Head(boarding.blob.size, _media_type(self._links.holds(registry, repository, digest), request))
             return content(request, digest, boarding.blob, head, outcome="HIT", reason=reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.spool import Outcome, Part, Spool
 from mitm_cache.errors import IntegrityError, MitmCacheError, StoppingError, StoreError, UpstreamError
+from mitm_cache.oci.manifest import is_schema_1
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.wire.ranges import parse_content_range
 
@@ -26,6 +27,10 @@ class Refused(Exception):
 
 class Moved(IntegrityError):
     """This generation is of no use to anybody, but the next one may be: join again."""
+
+
+class Uncacheable(UpstreamError):
+    """A manifest of schema 1: its digest is of its payload, so its bytes cannot be proven and are not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class Writer:
             raise  # the next start carries on
         except MitmCacheError as error:
             retry_after = error.retry_after if isinstance(error, UpstreamError) else None
-            shared = not isinstance(error, Moved)
+            shared = not isinstance(error, Moved | Uncacheable)
             self._discard(Outcome(error.status, error.code, error.message, shared, retry_after))
             raise
 
@@ -116,12 +121,15 @@ class Writer:
             return True
         if answer.length is None or answer.status != 200:
             raise UpstreamError(f"{answer.origin} sent content with status {answer.status} and no length")
+        media_type = answer.headers.get("content-type") or "application/octet-stream"
+        if is_schema_1(media_type):
+            raise Uncacheable(f"{answer.origin} sent a manifest of schema 1")
         if self._supply.max_size is not None and answer.length > self._supply.max_size:
             raise UpstreamError(f"a manifest is at most {self._supply.max_size} bytes; {answer.length} were announced")
         if answer.length == 0 and self._hash.hexdigest() != self._part.digest.hex:
             # Of nothing no last byte could be held back.
             raise IntegrityError(f"upstream sent no bytes for {self._part.digest}", code="SIZE_INVALID")
-        self._head = Head(answer.length, answer.headers.get("content-type") or "application/octet-stream")
+        self._head = Head(answer.length, media_type)
         self._spool.write_note(self._part, self._head)
         self._announce()
         return True

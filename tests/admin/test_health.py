@@ -94,10 +94,13 @@ async def test_a_disk_that_hangs(facts: Facts, threads: ThreadPoolExecutor) -> N
     health = Health(facts, threads, patience=0.1)
     stuck = threading.Event()
     threads.submit(stuck.wait)
-    for _ in range(3):
-        assert (await health.check())["data_dir"] == f"{facts.layout.root} has not answered for 0.1 s"
-    assert threads._work_queue.qsize() == 1
-    stuck.set()
+    try:
+        said = {(await health.check())["data_dir"] for _ in range(3)}
+        waiting = threads._work_queue.qsize()
+    finally:
+        stuck.set()
+    assert said == {f"{facts.layout.root} has not answered for 0.1 s"}
+    assert waiting == 1
     assert await Health(facts, threads).check() == GOOD
 
 

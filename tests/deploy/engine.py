@@ -30,7 +30,9 @@ def run(*command: str, timeout: float = 300, env: Mapping[str, str] | None = Non
     """Run a command that must succeed; what it printed. Raises EngineError."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)
     if done.returncode:
-        raise EngineError(f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        raise EngineError(
+            f"{' '.join(command)}\nexit status {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
     return done.stdout.strip()
 
 
@@ -82,11 +84,9 @@ class Engine:
         local = sorted(word for word in words if word.startswith("/") and Path(word).exists())
         return ["--secret", f"id=pip.conf,src={secret}", *(part for path in local for part in _mount(path))]
 
-    def unpack(self, folder: Path) -> None:
-        """The files of the image."""
-        container = self.buildah("from", "--pull-never", IMAGE)
-        run("cp", "-a", self.buildah("mount", container), str(folder))
-        self.buildah("rm", container)
+    def unpack(self) -> Path:
+        """The files of the image, a copy that may be changed."""
+        return Path(self.buildah("mount", self.buildah("from", "--pull-never", IMAGE)))
 
     def close(self) -> None:
         """Take away containers that are left, and everything else."""

@@ -1,7 +1,6 @@
 """A machine whose PID 1 is systemd, for units to be started by: namespaces over a folder of files, and a cgroup."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,9 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-mkdir "$root/dev/shm" "$root/.old"
+mkdir "$root/dev/pts" "$root/dev/shm" "$root/.old"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
 for folder in dev/shm run tmp; do mount -t tmpfs tmpfs "$root/$folder"; done
 cd "$root"
 pivot_root . .old
@@ -104,7 +105,6 @@ def booted(root: Path, host: Host) -> Iterator[Machine]:
     finally:
         (group / "cgroup.kill").write_text("1")
         wait_until(lambda: _removed(group), f"the end of all in {group}")
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def _removed(group: Path) -> bool:

@@ -626,6 +626,16 @@ def test_schema_1_is_passed_through(cache: Threaded, upstream: LyingUpstream) ->
     assert upstream.requests.count(kind="tag", method="GET") == 2
 
 
+def test_schema_1_by_digest(cache: Threaded, upstream: LyingUpstream, image: Image) -> None:
+    """Their digest is not of the bytes that come, so nothing can be proven: passed through as well."""
+    upstream.lie("manifest", faults.schema_1())
+    for _ in range(2):
+        reply = get(cache, f"/v2/{NAME}/manifests/{image.index.digest}", {"Accept": "*/*"})
+        assert (reply.status, reply.outcome) == (200, "RELAY")
+        assert b'"schemaVersion": 1' in reply.body
+    assert cache.blobs() == set()
+
+
 def test_a_manifest_without_its_digest(cache: Threaded, upstream: LyingUpstream, image: Image) -> None:
     """A registry that leaves out Docker-Content-Digest: fetched by tag and hashed, then had by digest from here."""
     upstream.lie("tag", faults.without("Docker-Content-Digest"))

@@ -21,12 +21,22 @@ TRUST = Path("/trust.pem")
 OTHER_TRUST = Path("/other.pem")
 
 
+def _free_port(address: str) -> int:
+    """A port that is free for UDP and for TCP: dnsmasq wants both."""
+    while True:
+        with socket.create_server((address, 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            port: int = tcp.getsockname()[1]
+            try:
+                udp.bind((address, port))
+            except OSError:
+                continue
+            return port
+
+
 @contextmanager
 def dnsmasq(*records: str, address: str = "127.0.0.1") -> Iterator[str]:
     """A DNS server that knows these records and nothing else; its address and port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((address, 0))
-        port = probe.getsockname()[1]
+    port = _free_port(address)
     program = find_tool("dnsmasq")
     assert program is not None
     options = ["--no-hosts", "--no-resolv", "--conf-file=/dev/null", "--bind-interfaces", "--no-daemon", "--pid-file="]
