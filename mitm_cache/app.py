@@ -304,6 +304,8 @@ def run_in_thread(app: App) -> Iterator[App]:
     finally:
         app.stop()
         thread.join()
+    if failure:
+        raise failure[0]
 
 
 def configure_logging() -> None:

@@ -61,5 +61,5 @@ def test_another_process_s_sockets_are_left_alone() -> None:
 
 def test_a_socket_without_a_listener_s_name_is_refused() -> None:
     """The error says what the name should be."""
-    with pytest.raises(ConfigError, match="'unknown'.*FileDescriptorName= is one of tls, mirror"):
+    with pytest.raises(ConfigError, match=r"'unknown'.*FileDescriptorName= is one of tls, mirror"):
         inherit({"LISTEN_PID": "7", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "unknown"}, 7, ("tls", "mirror"))

@@ -217,7 +217,7 @@ class Flights:
         self._downloads = downloads
         self._start = start
         self._per_registry = per_registry
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._flights: dict[int, Flight] = {}
 
     async def board(self, digest: Digest, supply: Supply, ask: Callable[[], Awaitable[None]]) -> Landed | Boarded:
@@ -318,7 +318,9 @@ class Flights:
         self._start(self._write(flight, part, supply))
 
     async def _write(self, flight: Flight, part: Part, supply: Supply) -> None:
-        slots = self._slots.setdefault(supply.registry, asyncio.Semaphore(self._per_registry))
+        # Manifests have slots of their own: slow layers would hold up every pull that has yet to begin.
+        kind = (supply.registry, supply.max_size is not None)
+        slots = self._slots.setdefault(kind, asyncio.Semaphore(self._per_registry))
         loop = asyncio.get_running_loop()
         writer = Writer(self._spool, part, supply, flight.announce)
         download: asyncio.Future[None] | None = None

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def pull_twice(lab: Lab, lines: Callable[[], list[str]]) -> None:
         return any(each["outcome"] == outcome and each["client"] == network.NODE for each in events)
 
     for outcome in ("MISS", "HIT"):
-        wait_until(lambda outcome=outcome: said(outcome), f"a line with {outcome}", seconds=10)
+        wait_until(partial(said, outcome), f"a line with {outcome}", seconds=10)
 
 
 def pull_again(lab: Lab) -> None:
@@ -211,14 +212,24 @@ def machine(engine: Engine, whole_lab: Lab) -> Iterator[Machine]:
         path = root / "etc" / name
         path.write_text("".join(line for line in path.read_text().splitlines(True) if "mitm-cache" not in line))
     (root / "var/lib/mitm-cache").rmdir()
+    (root / "usr/local/lib/systemd/system").mkdir(parents=True)
     for name in (units.SERVICE, *units.sockets()):
-        shutil.copy(units.FOLDER / name, root / "etc/systemd/system")
-    shutil.copy(units.FOLDER / "mitm-cache.sysusers", root / "usr/lib/sysusers.d/mitm-cache.conf")
+        shutil.copy(units.FOLDER / name, root / "usr/local/lib/systemd/system")
+    (root / "etc/sysusers.d").mkdir(exist_ok=True)
+    shutil.copy(units.FOLDER / "mitm-cache.sysusers", root / "etc/sysusers.d/mitm-cache.conf")
     run("chroot", str(root), "systemd-sysusers")
     run("systemctl", f"--root={root}", "enable", units.SERVICE)
     configure(root / "etc/mitm-cache", whole_lab)
     with booted(root, whole_lab.cache) as it:
         yield it
+
+
+REFUSED = 7
+
+
+def connect(lab: Lab, port: int) -> int:
+    """What curl on the node ends with."""
+    return lab.node.attempt("curl", "--silent", f"http://{network.CACHE}:{port}/v2/").returncode
 
 
 def test_a_pull_through_the_service(machine: Machine, whole_lab: Lab) -> None:
@@ -242,7 +253,11 @@ def test_a_pull_through_the_service(machine: Machine, whole_lab: Lab) -> None:
     pull_again(whole_lab)
     assert machine.run("systemctl", "is-active", units.SERVICE) == "active"
 
+    machine.run("systemctl", "mask", "--now", "mitm-cache-clear.socket")
+    machine.run("systemctl", "restart", units.SERVICE)
+    pull_again(whole_lab)
+    assert connect(whole_lab, 80) == REFUSED, "a listener whose socket is masked is left out"
+
     machine.run("systemctl", "stop", *units.sockets(), units.SERVICE)
-    refused = whole_lab.node.attempt("curl", "--silent", f"http://{network.CACHE}:5000/v2/")
-    assert refused.returncode == 7, "stopping the sockets too is the end of it"
+    assert connect(whole_lab, 5000) == REFUSED, "stopping the sockets too is the end of it"
     assert machine.attempt("/opt/mitm-cache/bin/mitm-cache", "status").returncode == 3

@@ -218,7 +218,9 @@ def test_chaos(tmp_path: Path, seed: int) -> None:
             killed.append(chaos.kill_writer())
         chaos.finish()
         all_is_well(chaos, killed)
-        ranges = chaos.ranges()
-        assert ranges[0] == ""
-        assert len(ranges) == 4
-        assert all(each.startswith("bytes=") for each in ranges[1:])
+        first, *others = chaos.ranges()
+        starts = [int(each.removeprefix("bytes=").removesuffix("-")) for each in others]
+        assert first == ""
+        # No byte twice. One who was killed while it still hashed what it had inherited has asked for nothing.
+        assert 1 <= len(starts) <= 3
+        assert starts == sorted(set(starts))
