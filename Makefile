@@ -30,7 +30,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
 e2e: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m e2e $(ARGS)
+	$(BIN)/python -m pytest -m 'e2e or slow' $(ARGS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench $(ARGS)

@@ -220,6 +220,8 @@ def machine(engine: Engine, whole_lab: Lab) -> Iterator[Machine]:
     run("chroot", str(root), "systemd-sysusers")
     run("systemctl", f"--root={root}", "enable", units.SERVICE)
     configure(root / "etc/mitm-cache", whole_lab)
+    # As it is on a machine: a container on this network has changed it. Port 443 is then systemd's to hand over.
+    whole_lab.cache.run("tee", "/proc/sys/net/ipv4/ip_unprivileged_port_start", text="1024")
     with booted(root, whole_lab.cache) as it:
         yield it
 
