@@ -221,7 +221,7 @@ def test_chaos(tmp_path: Path, seed: int) -> None:
         first, *others = chaos.ranges()
         starts = [int(each.removeprefix("bytes=").removesuffix("-")) for each in others]
         assert first == ""
-        # No byte twice. One who was killed while it still hashed what it had inherited has asked for nothing, and one who
-        # was killed before the first byte came has left its place to the next.
+        # No byte twice. One who was killed while it still hashed what it had inherited has asked for nothing, and one
+        # who was killed before the first byte came has left its place to the next.
         assert 1 <= len(starts) <= 3
         assert starts == sorted(starts)
