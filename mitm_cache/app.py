@@ -31,18 +31,18 @@ from mitm_cache.listening import Bound, bind_all
 from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
+from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.mode import Clients, Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.rights import Verdicts
+from mitm_cache.upstream import rules
 from mitm_cache.upstream.client import Client
 from mitm_cache.upstream.curl import Transport
+from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.leg import Leg
-from mitm_cache.upstream.route import HostRule, Names, Own, Router
 from mitm_cache.upstream.tokens import AnonymousTokens
-from mitm_cache.upstream.trust import system_store, write_bundle
-from mitm_cache.wire.redirect import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ class App:
             tasks = await stack.enter_async_context(_Tasks())
             transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
             stack.callback(transport.close)
-            leg = Leg(client=self._client(transport), spool=spool, blobs=blobs, start=tasks.start)
+            client, dialer = self._upstream(transport)
+            leg = Leg(client=client, dialer=dialer, spool=spool, blobs=blobs, start=tasks.start)
             stack.callback(leg.close)
             stack.callback(self._stopping.set)
             reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
@@ -98,7 +99,7 @@ class App:
             pull_through = PullThrough(blobs=blobs, links=links, spool=spool, verdicts=verdicts, leg=leg)
             clients = Clients(self.config.allow)
             listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
-            door = Door(known=self.config.known, journal=self.journal, via=self._via, listeners=listeners.connections)
+            door = Door(known=self.config.known, journal=self.journal, via=self._via, ways=listeners.ways)
             self._engine = engine = Engine()
             intercept = Intercept(
                 authority=self.authority,
@@ -109,7 +110,13 @@ class App:
             )
             serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
             engine.add(listeners, intercept, serve, Pump(engine.proxyserver, reads))
-            listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door)
+            front = Front(
+                known=self.config.known,
+                connect_ports=self.config.connect_ports,
+                dial=leg.dial,
+                journal=self.journal,
+            )
+            listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door, front=front)
             pages = Pages(self._facts(blobs, listeners, door), self.numbers)
             stack.callback(pages.close)
             admin = Server(self.bound.for_admin, pages.by_path, admits=clients.admits)
@@ -158,37 +165,20 @@ class App:
             clock=_now,
         )
 
-    def _client(self, transport: Transport) -> Client:
+    def _upstream(self, transport: Transport) -> tuple[Client, Dialer]:
         config = self.config
-        system = system_store(os.environ)
-        if system is None:
-            logger.warning("no system store of certificates was found: upstream is trusted by ca_file only")
-        common = [config.ca_file] if config.ca_file else []
-        trust = write_bundle(self.layout.run, system=system, extra=common)
-        rules: dict[str, HostRule] = {}
-        bases: dict[str, str] = {}
-        for name, upstream in config.upstreams.items():
-            registry = config.known.named(name)
-            assert registry is not None
-            bases[name] = upstream.url or f"https://{registry.host}"
-            own_trust = (
-                write_bundle(self.layout.run, system=system, extra=[*common, upstream.ca_file])
-                if upstream.ca_file
-                else None
-            )
-            rules[Origin.of(bases[name]).host] = HostRule(upstream.resolve, own_trust)
-        own = Own()
-        for _, address, port in self.bound.addresses():
-            own.add(address, port)
-        router = Router(names=lambda: Names(config.resolvers), rules=rules, trust=trust, own=own)
-        return Client(
+        listeners = [(address, port) for _, address, port in self.bound.addresses()]
+        router = rules.router(config, folder=self.layout.run, listeners=listeners, environ=os.environ)
+        dialer = Dialer(router=router, transport=transport, allow_private=config.allow_private)
+        client = Client(
             transport=transport,
             router=router,
             tokens=AnonymousTokens(),
-            bases=bases,
+            bases=rules.bases(config),
             via=self._via,
             allow_http=lambda _: config.allow_http,
         )
+        return client, dialer
 
     async def _flush_regularly(self) -> None:
         while True:

@@ -5,8 +5,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mitm_cache.config import HOSTS, LISTENERS, PORTS, Config, Endpoint
+from mitm_cache.config import HOSTS, LISTENERS, PORTS, Config
 from mitm_cache.errors import ConfigError
+from mitm_cache.parsing import Endpoint
 from mitm_cache.proxy.mode import addresses, bind, inherit
 
 

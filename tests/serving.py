@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol, Self, override
 
 from mitm_cache.app import App, run_in_thread
@@ -32,7 +33,7 @@ from mitm_cache.demo.puller import Puller
 from tests.fakes.registry import LyingUpstream
 
 ROOT = Path(__file__).parent.parent
-LISTENERS = ("tls", "clear", "mirror")
+LISTENERS = ("tls", "clear", "connect", "mirror")
 
 type Line = Mapping[str, Any]
 
@@ -305,11 +306,15 @@ def _configured(data: Path, upstreams: tuple[LyingUpstream, ...], listen: Collec
 
 @contextmanager
 def in_thread(
-    data: Path, *upstreams: LyingUpstream, listen: Collection[str] = LISTENERS, more: str = ""
+    data: Path,
+    *upstreams: LyingUpstream,
+    listen: Collection[str] = LISTENERS,
+    more: str = "",
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Threaded]:
     """The product over `data`, accepting connections; only one at a time in a process."""
     log = Log()
-    app = App(load(file=_configured(data, upstreams, listen, more), environ={}), output=log)
+    app = App(load(file=_configured(data, upstreams, listen, more), environ=environ), output=log)
     with run_in_thread(app):
         yield Threaded(app, data, app.authority.certificate_path, log, upstreams[0].registry.name)
 

@@ -19,7 +19,7 @@ PACKAGE = "mitm_cache"
 # A room imports itself and rooms with a lower number.
 LEVELS = {
     "errors": 0, "registries": 0, "oci": 0, "wire": 0,
-    "config": 1, "journal": 1, "ca": 1, "cache": 1,
+    "config": 1, "parsing": 1, "journal": 1, "ca": 1, "cache": 1,
     "upstream": 2, "rights": 2,
     "answers": 3, "pull_through": 3,
     "proxy": 4, "admin": 4,
@@ -29,6 +29,7 @@ LEVELS = {
 EVERYONES = {"errors", "registries"}  # imported by all, importing nothing of the project
 NEIGHBOURS = {
     ("wire", "oci"),  # a request carries its operation
+    ("config", "parsing"),
     ("pull_through", "answers"),
     ("app", "listening"),
     ("workers", "app"),  # each process runs one app

@@ -11,9 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitm_cache import config
-from mitm_cache.config import Config, Endpoint, Limit, Upstream, load
+from mitm_cache.config import Config, Upstream, load
 from mitm_cache.errors import ConfigError
+from mitm_cache.parsing import Endpoint, Limit
 from mitm_cache.registries import DOCKER_HUB, TABLE
+from mitm_cache.wire.proxies import Bypass, Proxy
 
 
 def write(folder: Path, text: str) -> Path:
@@ -35,14 +37,21 @@ KEYS: dict[str, tuple[str, str, str, object]] = {
                    {"tls": (Endpoint("10.0.0.5", 443), Endpoint("::1", 8443))}),
     "listen.clear": ('[":0"]', ":0", "listen", {"clear": (Endpoint("", 0),)}),
     "listen.mirror": ('[":5001"]', ":5001", "listen", {"mirror": (Endpoint("", 5001),)}),
+    "listen.connect": ('[":3129"]', ":3129", "listen", {"connect": (Endpoint("", 3129),)}),
     "listen.admin": ('["[::1]:9501"]', "[::1]:9501", "listen", {"admin": (Endpoint("::1", 9501),)}),
     "clients.allow": ('["loopback", "192.0.2.0/24"]', "loopback,192.0.2.0/24", "allow",
                       (ip_network("127.0.0.0/8"), ip_network("::1"), ip_network("192.0.2.0/24"))),
+    "clients.connect_ports": ("[443, 8443]", "443,8443", "connect_ports", (443, 8443)),
     "cache.max_size": ('"500G"', "500 GiB", "max_size", Limit(bytes=500 << 30)),
     "upstream.ca_file": ('"/etc/ca.pem"', "/etc/ca.pem", "ca_file", Path("/etc/ca.pem")),
     "upstream.resolvers": ('["9.9.9.9", "127.0.0.1:5353"]', "9.9.9.9,127.0.0.1:5353", "resolvers",
                            ("9.9.9.9", "127.0.0.1:5353")),
     "upstream.allow_http": ("true", "yes", "allow_http", True),
+    "upstream.allow_private": ("true", "1", "allow_private", True),
+    "upstream.proxy": ('"http://u:pw@proxy.example:3128/"', "http://u:pw@proxy.example:3128", "proxy",
+                       Proxy("http", "proxy.example", 3128, "u", "pw")),
+    "upstream.no_proxy": ('[".q.example", "10.0.0.0/8"]', ".q.example, 10.0.0.0/8", "no_proxy",
+                          Bypass.of((".q.example", "10.0.0.0/8"))),
     "log.format": ('"json"', "json", "log_format", "json"),
     "ca.dir": ('"/srv/ca"', "/srv/ca", "ca_dir", Path("/srv/ca")),
     "ca.permit": ('["corp.example"]', "corp.example", "permit", ("corp.example",)),
@@ -147,12 +156,17 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "listen.tls": ('["443"]', "'443'", "such as :443, 10.0.0.5:443 or [::1]:443"),
     "listen.clear": ('["localhost:80"]', "'localhost:80'", "not [address]:port"),
     "listen.mirror": ('[":65536"]', "':65536'", "not [address]:port"),
+    "listen.connect": ('["3128"]', "'3128'", "not [address]:port"),
     "listen.admin": ('["9500"]', "'9500'", "not [address]:port"),
     "clients.allow": ('["10.0.0.0/33"]', "'10.0.0.0/33'", "such as 10.0.0.0/8, nor one of loopback, private, any"),
+    "clients.connect_ports": ("[70000]", "[70000]", "is a list of ports"),
     "cache.max_size": ('"huge"', "'huge'", "such as 500G, nor a part of the disk such as 80%"),
     "upstream.ca_file": ("[]", "[]", "is a path"),
     "upstream.resolvers": ('["dns.google"]', "'dns.google'", "is not an address or address:port"),
     "upstream.allow_http": ('"maybe"', "'maybe'", "is true or false"),
+    "upstream.allow_private": ('"some"', "'some'", "is true or false"),
+    "upstream.proxy": ('"ftp://proxy.example:21"', "'ftp://proxy.example:21'", "http://, https:// or socks5://"),
+    "upstream.no_proxy": ('["<local>"]', "'<local>'", "a network such as 10.0.0.0/8, or *"),
     "log.format": ('"xml"', "'xml'", "not one of auto, text, json"),
     "ca.dir": ("[]", "[]", "is a path"),
     "ca.permit": ("true", "True", "is a list of texts"),
@@ -161,6 +175,9 @@ WRONG: dict[str, tuple[str, str, str]] = {
     'registries."q.io".auth_hosts': ("1", "1", "is a list of texts"),
     'registries."q.io".resolve': ('["q.example"]', "'q.example'", "is not an IP address"),
     'registries."q.io".ca_file': ("false", "False", "is a path"),
+    'registries."q.io".proxy': ('"none"', "'none'", "http://, https:// or socks5://"),
+    'registries."q.io".client_cert': ("[]", "[]", "is a path"),
+    'registries."q.io".insecure': ('"maybe"', "'maybe'", "is true or false"),
 }
 
 
@@ -185,7 +202,7 @@ def test_wrong_value(tmp_path: Path, key: str) -> None:
     [
         ("colour = 1", "colour", "data_dir, names, listen"),
         ("[cache]\nsize = 1", "cache.size", "max_size"),
-        ("[listen]\nhttps = []", "listen.https", "tls, clear, mirror"),
+        ("[listen]\nhttps = []", "listen.https", "tls, clear, connect, mirror"),
         ("[shop]\n", "shop", "registries"),
         ('[registries."quay.io"]\nuri = "x"', "registries.quay.io.uri", "url, aliases, auth_hosts, resolve, ca_file"),
     ],
@@ -430,3 +447,63 @@ def test_names_for_certificates(tmp_path: Path, text: str, key: str) -> None:
     """The cache's own names and permitted ones have no port; an alias is a host name that a Host header can hold."""
     with pytest.raises(ConfigError, match=key):
         registries(tmp_path, text)
+
+
+# Proxies.
+
+
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({"HTTPS_PROXY": "http://one:1", "https_proxy": "http://two:2"}, Proxy("http", "one", 1)),
+        ({"https_proxy": "two:2"}, Proxy("http", "two", 2)),
+        ({"HTTPS_PROXY": "", "https_proxy": "socks5h://two"}, Proxy("socks5", "two", 1080)),
+        ({"HTTPS_PROXY": "https://[::1]"}, Proxy("https", "::1", 443)),
+        ({"HTTP_PROXY": "http://one:1", "ALL_PROXY": "http://one:1"}, None),
+        ({"HTTPS_PROXY": "http://one:1", "MITM_CACHE_UPSTREAM_PROXY": ""}, None),
+    ],
+)
+def test_proxy_of_the_environment(empty: Path, environ: dict[str, str], proxy: Proxy | None) -> None:
+    """What every program is told is the default, scheme or not; an empty key is none."""
+    assert load(file=empty, environ=environ).proxy == proxy
+
+
+def test_no_proxy_of_the_environment(empty: Path) -> None:
+    """So is NO_PROXY; one that is wrong is told by its own name."""
+    assert load(file=empty, environ={"no_proxy": "a.example,*.b.example"}).no_proxy.matches("x.b.example", 443)
+    environ = {"NO_PROXY": "*", "MITM_CACHE_UPSTREAM_NO_PROXY": ""}
+    assert not load(file=empty, environ=environ).no_proxy.matches("x", 443)
+    with pytest.raises(ConfigError, match=r"^NO_PROXY: '<local>' is not"):
+        load(file=empty, environ={"NO_PROXY": "<local>"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://u:hidden@", "u:hidden@proxy:3128", "http://u:hidden", "http://u:hid#den@proxy:1", "ftp://u:hidden@proxy",
+        "http://u:hidden@proxy:x", "http://u:hidden%0a@proxy:1", "http://u:hidden@proxy/path", "http://hidden@pro xy",
+        "http://u:hidden@[proxy", ["http://u:hidden@proxy"], {"hidden": "hidden"}, f"http://u:hidden{'x' * 256}@proxy",
+    ],
+)  # fmt: skip
+def test_no_password_in_errors(empty: Path, value: Any) -> None:
+    """A value that may hold a password is not repeated, however it is wrong."""
+    for flags in ({"upstream.proxy": value}, {"registries": {"q.io": {"proxy": value}}}):
+        with pytest.raises(ConfigError, match=r"proxy: its value, not shown") as caught:
+            load(file=empty, environ={}, flags=flags)
+        assert "hid" not in caught.value.message
+
+
+def test_no_password_in_repr(empty: Path) -> None:
+    """Nor does it stand in what a log would hold of the configuration."""
+    url = "http://someone:hidden@proxy:3128"
+    flags = {"upstream.proxy": url, "registries": {"q.io": {"proxy": url}}}
+    assert "hidden" not in repr(load(file=empty, environ={}, flags=flags))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", ""), ("direct", "direct"), ("socks5://p", Proxy("socks5", "p", 1080))]
+)
+def test_proxy_of_a_registry(empty: Path, text: str, expected: object) -> None:
+    """One of its own, none, or what the others have."""
+    loaded = load(file=empty, environ={}, flags={"registries": {"q.io": {"proxy": text}}})
+    assert loaded.upstreams["q.io"].proxy == expected

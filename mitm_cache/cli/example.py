@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.config import is_address
+from mitm_cache.parsing import is_address
 from mitm_cache.registries import DOCKER_HUB, Known
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ _address = click.option("--address", default=ADDRESS, show_default=True, help="T
 
 @example.command()
 @_address
+@click.option("--no-egress", is_flag=True, help="For nodes with no other way out: token hosts lead to the cache too.")
 @click.pass_obj
-def hosts(config_of: "Callable[[], Config]", address: str) -> None:
+def hosts(config_of: "Callable[[], Config]", address: str, no_egress: bool) -> None:
     """Lines for /etc/hosts: every registry's names lead to the cache."""
     config = config_of()
-    click.echo(render_hosts(config.known, config.names, address), nl=False)
+    click.echo(render_hosts(config.known, config.names, address, token_hosts=no_egress), nl=False)
 
 
 @example.command("daemon-json")
@@ -42,14 +43,15 @@ def daemon_json(config_of: "Callable[[], Config]", address: str, port: int) -> N
     click.echo(render_daemon_json(config_of().known, address, port), nl=False)
 
 
-def render_hosts(known: Known, names: tuple[str, ...], address: str) -> str:
-    """The lines, one registry each."""
+def render_hosts(known: Known, names: tuple[str, ...], address: str, *, token_hosts: bool = False) -> str:
+    """The lines, one registry each, with the hosts that issue its tokens if they are wanted."""
     lines = [
         "# mitm-cache: these registries are pulled through the cache. Append to /etc/hosts on every node,",
         f"# with the address of your cache for {ADDRESS}. Take the lines out to undo.",
     ]
     told: set[str] = set()
-    for hosts in (names, *(registry.names for registry in known)):
+    issuers = {registry.name: registry.auth_hosts if token_hosts else () for registry in known}
+    for hosts in (names, *((*registry.names, *issuers[registry.name]) for registry in known)):
         new = [host for host in dict.fromkeys(map(_without_port, hosts)) if host not in told and not is_address(host)]
         lines += [f"{address} {' '.join(new)}"] if new else []
         told.update(new)

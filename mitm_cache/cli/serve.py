@@ -41,6 +41,11 @@ def banner(app: "App", address: str) -> Iterator[str]:
     yield f"data         {app.layout.root}"
     yield f"CA           {app.authority.certificate_path}"
     yield f"             SHA-256 {app.authority.fingerprint}"
+    if app.config.proxy is not None:
+        yield f"upstream     by proxy {app.config.proxy} ({app.config.proxy.key})"
+    for name, upstream in app.config.upstreams.items():
+        if upstream.insecure:
+            yield f"INSECURE     {name}: its TLS is NOT verified (registries.{name}.insecure)"
     ports: dict[str, int] = {}
     for listener, bound, port in app.bound.addresses():
         ports.setdefault(listener, port)
@@ -69,6 +74,7 @@ _EVERYWHERE = ("::", "0.0.0.0", "::1", "127.0.0.1")  # noqa: S104 - addresses th
 _PURPOSES = {
     "tls": "nodes whose /etc/hosts leads here",
     "clear": "the same, for registries that a node marks as insecure",
+    "connect": "nodes with HTTPS_PROXY",
     "mirror": "Docker Hub's mirror",
     "admin": "probes, metrics, and mitm-cache status",
 }

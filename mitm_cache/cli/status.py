@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mitm_cache.config import Config, Endpoint
+    from mitm_cache.config import Config
+    from mitm_cache.parsing import Endpoint
 
 READY, NOT_READY, NOT_RUNNING = 0, 1, 3
 TIMEOUT = 4.0
@@ -58,7 +59,8 @@ def look(config: "Config") -> tuple[Document, int]:
 
 def endpoints(config: "Config") -> "tuple[Endpoint, ...]":
     """Where the admin listener is, by the configuration."""
-    from mitm_cache.config import HOSTS, PORTS, Endpoint
+    from mitm_cache.config import HOSTS, PORTS
+    from mitm_cache.parsing import Endpoint
 
     named = config.listen.get("admin", (Endpoint(HOSTS["admin"], PORTS["admin"][0]),))
     return tuple(Endpoint(_reachable(endpoint.host), endpoint.port) for endpoint in named)

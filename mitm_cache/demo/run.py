@@ -15,7 +15,7 @@ from mitm_cache.demo.puller import Pull, Puller
 from mitm_cache.demo.upstream import ADDRESS, NAME, Upstream
 
 REPOSITORY, TAG = "team/app", "1"
-_LISTENERS = ("tls", "clear", "mirror", "admin")
+_LISTENERS = ("tls", "clear", "connect", "mirror", "admin")
 
 
 class CacheEndpoint(Protocol):
@@ -101,6 +101,8 @@ data_dir = "{data}"
 [upstream]
 ca_file = "{ca_file}"
 allow_http = {"false" if upstream.registry.tls else "true"}
+proxy = ""
+no_proxy = []
 [registries."{upstream.registry.name}"]
 url = "{upstream.registry.url()}"
 resolve = "{upstream.registry.address[0]}"

@@ -24,6 +24,15 @@ FORMS = {"authority": 405, "absolute": 400}
 """What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a connection came in: by which listener and local port, and behind which CONNECT, if one."""
+
+    listener: str
+    port: int
+    target: str = ""
+
+
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """One request and its answer, from the door to the last byte."""
@@ -91,12 +100,12 @@ def _reference(operation: Operation | None) -> str:
 class Door:
     """Admits requests: identity, form, path and method are settled here, and nowhere else."""
 
-    def __init__(self, *, known: Known, journal: Journal, via: str, listeners: Mapping[str, tuple[str, int]]) -> None:
-        """`listeners`: the listener and local port of each connection, by mitmproxy's id of it."""
+    def __init__(self, *, known: Known, journal: Journal, via: str, ways: Mapping[str, Way]) -> None:
+        """`ways`: how each connection came in, by mitmproxy's id of it."""
         self._known = known
         self._journal = journal
         self._via = via
-        self._listeners = listeners
+        self._ways = ways
         self.pending: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
 
     def in_flight(self) -> int:
@@ -105,16 +114,17 @@ class Door:
 
     def admit(self, client: Client, request: http.Request) -> Exchange:
         """An exchange; its `response` is set where the request is refused on its head alone."""
-        listener, port = self._listeners.get(client.id, ("", 0))
+        way = self._ways.get(client.id, Way("", 0))
         exchange = Exchange(
-            listener=listener,
+            listener=way.listener,
             client=client.peername[0],
             method=request.method[:16],
             user_agent=request.headers.get("user-agent", ""),
             journal=self._journal,
         )
         try:
-            arrival = Arrival(listener, port, (client.sni or "").lower().rstrip(".") if client.tls else None)
+            sni = (client.sni or "").lower().rstrip(".") if client.tls else None
+            arrival = Arrival(way.listener, way.port, sni, way.target)
             self._admit(exchange, arrival, request)
         except MitmCacheError as error:
             exchange.response = explain(error, exchange.request)
@@ -131,6 +141,8 @@ class Door:
             )
         if arrival.listener == "tls" and arrival.sni is None:
             raise ClientError("this listener takes TLS only")
+        if arrival.listener == "connect" and not arrival.target:
+            raise ClientError("this listener takes CONNECT only: it is for HTTPS_PROXY", status=405)
         # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
         if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
             raise ClientError("a header holds a control character or goes on in a second line")

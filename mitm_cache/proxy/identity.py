@@ -15,11 +15,13 @@ MISDIRECTED = 421
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """How a request came: on which listener and local port, and by which server name if it came by TLS."""
+    """How a request came: on which listener and local port, by which server name if it came by TLS, and behind which
+    CONNECT, if one."""
 
     listener: str
     port: int
     sni: str | None
+    target: str = ""
 
 
 def split_host(value: str) -> tuple[str, int | None]:
@@ -47,8 +49,10 @@ def identify(arrival: Arrival, hosts: list[str], known: Known) -> Registry:
         return known.named(DOCKER_HUB.name) or DOCKER_HUB
     if arrival.sni is not None and host != arrival.sni:
         raise ClientError("Host and the TLS server name (SNI) differ", status=MISDIRECTED)
+    if arrival.target and host != arrival.target:
+        raise ClientError("Host and the host that CONNECT named differ", status=MISDIRECTED)
     registry = known.find(f"{host}:{port}") if port is not None else None
-    if registry is None and port in (None, 443 if arrival.listener == "tls" else 80, arrival.port):
+    if registry is None and port in (None, 80 if arrival.listener == "clear" else 443, arrival.port):
         registry = known.find(host)
     if registry is None:
         raise ClientError(

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.master import Master
@@ -18,10 +19,12 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from mitm_cache.config import Endpoint, Network
 from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.proxy.door import Door
+from mitm_cache.parsing import Endpoint, Network
+from mitm_cache.proxy.door import Door, Way
+from mitm_cache.proxy.front import Front
+from mitm_cache.proxy.peek import Replay
 from mitm_cache.proxy.stream import MAX_HEAD, DeliveryLayer, RefusalLayer
 
 BACKLOG = 1024
@@ -83,21 +86,26 @@ class Listeners:
         self._clients = clients
         self._journal = journal
         self._servers: list[asyncio.Server] = []
-        self.connections: dict[str, tuple[str, int]] = {}
+        self.ways: dict[str, Way] = {}
         self._mode = ProxyMode.parse("regular")
         self._master: Master | None = None
         self._proxyserver: Proxyserver | None = None
         self._door: Door | None = None
+        self._front: Front | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self.started = asyncio.Event()
 
-    def join(self, *, master: Master, proxyserver: Proxyserver, door: Door) -> None:
+    def join(self, *, master: Master, proxyserver: Proxyserver, door: Door, front: Front) -> None:
         """Say whom connections are handed to."""
-        self._master, self._proxyserver, self._door = master, proxyserver, door
+        self._master, self._proxyserver, self._door, self._front = master, proxyserver, door, front
 
     def listener(self, connection_id: str) -> str:
         """The listener a connection came in by."""
-        return self.connections.get(connection_id, ("", 0))[0]
+        return self.way(connection_id).listener
+
+    def way(self, connection_id: str) -> Way:
+        """How a connection came in."""
+        return self.ways.get(connection_id, Way("", 0))
 
     def accepting(self) -> bool:
         """Whether connections are accepted at every socket."""
@@ -120,28 +128,39 @@ class Listeners:
     async def handle(
         self, listener: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Hand one connection to mitmproxy, if its client may connect at all."""
-        assert self._master is not None
-        assert self._proxyserver is not None
+        """Let one connection in, if its client may connect at all: into a tunnel, or to mitmproxy."""
+        assert self._front is not None
         peer = writer.get_extra_info("peername")
         address = str(peer[0]).removeprefix("::ffff:") if peer else ""
         if not self._clients.admits(address):
             self._refuse(listener, address)
             writer.transport.abort()
             return
-        handler = ProxyConnectionHandler(self._master, reader, writer, self._master.options, self._mode)
-        client = handler.layer.context.client
-        client.peername = (address, peer[1])
-        self.connections[client.id] = (listener, port)
         self._writers.add(writer)
         try:
-            with self._proxyserver.register_connection(client.id, handler):
-                await handler.handle_client()
+            intercepted = await self._front.receive(listener, address, reader, writer)
+            if intercepted is not None:
+                await self._intercept(Way(listener, port, intercepted.target), intercepted.reader, writer)
         finally:
             # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
             writer.close()
             self._writers.discard(writer)
-            del self.connections[client.id]
+
+    async def _intercept(self, way: Way, reader: Replay, writer: asyncio.StreamWriter) -> None:
+        assert self._master is not None
+        assert self._proxyserver is not None
+        # Of a reader mitmproxy calls read() only, as a contract test says.
+        stream = cast(asyncio.StreamReader, reader)
+        handler = ProxyConnectionHandler(self._master, stream, writer, self._master.options, self._mode)
+        client = handler.layer.context.client
+        address, port = writer.get_extra_info("peername")[:2]
+        client.peername = (str(address).removeprefix("::ffff:"), port)
+        self.ways[client.id] = way
+        try:
+            with self._proxyserver.register_connection(client.id, handler):
+                await handler.handle_client()
+        finally:
+            del self.ways[client.id]
 
     def _refuse(self, listener: str, address: str) -> None:
         self._journal.record(
@@ -164,15 +183,15 @@ class Listeners:
         nextlayer.layer = RefusalLayer(context, "internal error")
         if self._door is None:
             return
-        listener = self.listener(context.client.id)
+        way = self.way(context.client.id)
         speaks_tls = data[0] == TLS_RECORD
-        if listener == "tls" and not context.client.tls:
+        if (way.listener == "tls" or way.target) and not context.client.tls:
             if speaks_tls:
                 nextlayer.layer = _ClientTLS(context)
             else:
                 nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
         elif speaks_tls:
-            nextlayer.layer = RefusalLayer(context, f"The {listener} listener takes plain HTTP only.")
+            nextlayer.layer = RefusalLayer(context, f"The {way.listener} listener takes plain HTTP only.")
         else:
             nextlayer.layer = DeliveryLayer(context, self._door)
 

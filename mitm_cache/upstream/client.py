@@ -103,7 +103,7 @@ class Client:
             origin = Origin.of(outgoing.url)
             answer = self._transport.perform(
                 outgoing,
-                self._router.find(origin),
+                self._router.find(origin, call.registry.name),
                 sink=_SuccessOnly(sink) if sink is not None else None,
                 limit=call.limit,
                 seconds=0 if sink is not None else EXCHANGE_SECONDS,

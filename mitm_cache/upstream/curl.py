@@ -4,12 +4,13 @@ libcurl releases the GIL while it waits and decrypts, so downloads run beside th
 it would take from its surroundings (proxies of the environment, `.netrc`, signals, other protocols) is switched off.
 """
 
+import os
 import re
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import pycurl
@@ -17,6 +18,7 @@ import pycurl
 from mitm_cache.errors import MitmCacheError, StoppingError, UpstreamError
 from mitm_cache.upstream.route import Route
 from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.proxies import Proxy
 from mitm_cache.wire.redact import redact
 from mitm_cache.wire.redirect import Origin
 
@@ -80,6 +82,7 @@ class _Exchange:
     sink: Sink | None
     limit: int
     stopped: Callable[[], bool]
+    forwarder: Proxy | None = None  # one that answers in the origin's place, rather than tunnelling
     status: int = 0
     fields: list[tuple[str, str]] = field(default_factory=list)
     head_size: int = 0
@@ -109,6 +112,8 @@ class _Exchange:
 
     def _begin(self) -> None:
         assert self.answer is not None
+        if self.forwarder is not None and self.status == 407:
+            raise UpstreamError(_unauthenticated(self.forwarder))
         self.streaming = self.sink is not None and self.sink.begin(self.answer)
 
     def on_body(self, data: bytes) -> int | None:
@@ -145,7 +150,7 @@ class Transport:
         """`stopped` is asked at least once a second; when true, requests under way end with UpstreamError."""
         self._agent = agent
         self._stopped = stopped
-        self._idle: defaultdict[tuple[Origin, Path], list[pycurl.Curl]] = defaultdict(list)
+        self._idle: defaultdict[tuple[object, ...], list[pycurl.Curl]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def perform(
@@ -157,7 +162,8 @@ class Transport:
         Raises UpstreamError, or what the sink raised.
         """
         origin = Origin.of(request.url)
-        exchange = _Exchange(origin, sink, limit, self._stopped)
+        forwarder = route.proxy if origin.scheme == "http" else None
+        exchange = _Exchange(origin, sink, limit, self._stopped, forwarder)
         handle = self._take(origin, route)
         try:
             self._configure(handle, request, origin, route, exchange, seconds)
@@ -165,10 +171,11 @@ class Transport:
         except pycurl.error as error:
             # A kept connection may hold what an earlier answer had beyond its announced length.
             stale = error.args[0] == _NO_HTTP and handle.getinfo(pycurl.NUM_CONNECTS) == 0 and exchange.answer is None
+            failure = _explain(error, handle, origin, route, stopped=self._stopped())
             handle.close()
             if stale and not request.body and exchange.failure is None:
                 return self.perform(request, route, sink=sink, limit=limit, seconds=seconds)
-            raise exchange.failure or _explain(error, origin, stopped=self._stopped()) from None
+            raise exchange.failure or failure from None
         except BaseException:
             handle.close()
             raise
@@ -177,6 +184,59 @@ class Transport:
             raise UpstreamError(f"{redact(request.url)} was answered by no HTTP message")
         exchange.answer.body = bytes(exchange.collected)
         return exchange.answer
+
+    def dial(self, origin: Origin, route: Route) -> socket.socket:
+        """A connected, blocking TCP socket to an origin, through the route's proxy if it has one; no TLS is begun.
+
+        Raises UpstreamError.
+        """
+        if route.proxy is not None and route.proxy.scheme == "https":
+            raise UpstreamError(
+                f"{route.proxy.key}: no tunnel is made through an https:// proxy; http:// and socks5:// can"
+            )
+        handle = pycurl.Curl()
+        try:
+            handle.setopt(pycurl.URL, f"http://{_bracketed(origin.host)}:{origin.port}")
+            handle.setopt(pycurl.CONNECT_ONLY, 1)
+            handle.setopt(pycurl.HTTPPROXYTUNNEL, 1)
+            handle.setopt(pycurl.NOPROGRESS, 0)
+            handle.setopt(pycurl.XFERINFOFUNCTION, lambda *_: 1 if self._stopped() else 0)
+            self._lead(handle, origin, route)
+            handle.perform()
+            # libcurl closes its own descriptor; a connection that it only made it does not shut down.
+            connected = socket.socket(fileno=os.dup(handle.getinfo(pycurl.ACTIVESOCKET)))
+        except pycurl.error as error:
+            raise _explain(error, handle, origin, route, stopped=self._stopped()) from None
+        finally:
+            handle.close()
+        connected.setblocking(True)
+        return connected
+
+    def _lead(self, handle: pycurl.Curl, origin: Origin, route: Route) -> None:
+        """Set how a connection is made. All is said: what is left out, libcurl takes from the environment."""
+        set_option = handle.setopt
+        set_option(pycurl.NOSIGNAL, 1)
+        set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        set_option(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS)
+        set_option(pycurl.USERAGENT, self._agent)
+        set_option(pycurl.NOPROXY, "")
+        proxy = route.proxy
+        if proxy is None:
+            set_option(pycurl.PROXY, "")
+            set_option(pycurl.RESOLVE, [_resolved(origin.host, origin.port, route.addresses)])
+            return
+        set_option(pycurl.PROXYTYPE, _PROXY_TYPES[proxy.scheme])
+        set_option(pycurl.PROXY, f"{_bracketed(proxy.host)}:{proxy.port}")
+        set_option(pycurl.RESOLVE, [_resolved(proxy.host, proxy.port, route.proxy_addresses)])
+        if proxy.user is not None:
+            set_option(pycurl.PROXYAUTH, pycurl.HTTPAUTH_BASIC)
+            set_option(pycurl.PROXYUSERNAME, proxy.user.encode())
+            set_option(pycurl.PROXYPASSWORD, proxy.password.encode())
+        set_option(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)  # the registry's fields are not the proxy's to read
+        set_option(_SUPPRESS_CONNECT_HEADERS, 1)
+        set_option(pycurl.PROXY_CAINFO, str(route.trust))
+        set_option(pycurl.PROXY_SSL_VERIFYPEER, 1)
+        set_option(pycurl.PROXY_SSL_VERIFYHOST, 2)
 
     def _configure(
         self,
@@ -188,25 +248,22 @@ class Transport:
         seconds: int,
     ) -> None:
         set_option = handle.setopt
+        self._lead(handle, origin, route)
         set_option(pycurl.URL, request.url.encode())
-        set_option(pycurl.NOSIGNAL, 1)
         set_option(pycurl.FOLLOWLOCATION, 0)
-        set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         set_option(pycurl.NETRC, pycurl.NETRC_IGNORED)
-        set_option(pycurl.PROXY, "")
         set_option(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         set_option(pycurl.PATH_AS_IS, 1)
         set_option(pycurl.CAINFO, str(route.trust))
-        set_option(pycurl.SSL_VERIFYPEER, 1)
-        set_option(pycurl.SSL_VERIFYHOST, 2)
-        set_option(pycurl.CONNECTTIMEOUT, CONNECT_SECONDS)
+        set_option(pycurl.SSL_VERIFYPEER, 0 if route.insecure else 1)
+        set_option(pycurl.SSL_VERIFYHOST, 0 if route.insecure else 2)
+        if route.client_cert is not None:
+            set_option(pycurl.SSLCERT, str(route.client_cert))
+            set_option(pycurl.SSLKEY, str(route.client_cert))
         set_option(pycurl.LOW_SPEED_LIMIT, 1)
         set_option(pycurl.LOW_SPEED_TIME, STALL_SECONDS)
         set_option(pycurl.TIMEOUT, seconds)
-        set_option(pycurl.USERAGENT, self._agent)
         set_option(pycurl.BUFFERSIZE, 256 << 10)
-        addresses = ",".join(f"[{a}]" if ":" in a else a for a in route.addresses)
-        set_option(pycurl.RESOLVE, [f"{origin.host}:{origin.port}:{addresses}"])
         # An empty value takes out what libcurl would add by itself.
         fields = [f"{name}: {value}" for name, value in request.headers] + ["Expect:"]
         if request.headers.get("accept") is None:
@@ -224,7 +281,7 @@ class Transport:
 
     def _take(self, origin: Origin, route: Route) -> pycurl.Curl:
         with self._lock:
-            idle = self._idle[origin, route.trust]
+            idle = self._idle[origin, *route.connection]
             if idle:
                 return idle.pop()
         return pycurl.Curl()
@@ -232,7 +289,7 @@ class Transport:
     def _give_back(self, handle: pycurl.Curl, origin: Origin, route: Route) -> None:
         handle.reset()  # forgets the options and keeps the connection
         with self._lock:
-            idle = self._idle[origin, route.trust]
+            idle = self._idle[origin, *route.connection]
             if len(idle) < IDLE_HANDLES and not self._stopped():
                 idle.append(handle)
                 return
@@ -251,16 +308,63 @@ _NO_HTTP = pycurl.E_FTP_WEIRD_SERVER_REPLY  # its name without FTP is not in pyc
 _TLS = {pycurl.E_SSL_CONNECT_ERROR, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER}
 
 
-def _explain(error: pycurl.error, origin: Origin, *, stopped: bool) -> UpstreamError:
-    code, text = error.args[0], str(error.args[1]) if len(error.args) > 1 else ""
+_PROXY_FAILED = 97  # CURLE_PROXY, a SOCKS proxy's refusal, is not in pycurl
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS is not either
+_PROXY_TYPES = {
+    "http": pycurl.PROXYTYPE_HTTP,
+    "https": 2,  # CURLPROXY_HTTPS, nor that
+    "socks5": pycurl.PROXYTYPE_SOCKS5_HOSTNAME,
+}
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _resolved(host: str, port: int, addresses: tuple[str, ...]) -> str:
+    """An entry for libcurl, which tries the addresses of both families in turns."""
+    return f"{host}:{port}:{','.join(map(_bracketed, addresses))}"
+
+
+def _explain(error: pycurl.error, handle: pycurl.Curl, origin: Origin, route: Route, *, stopped: bool) -> UpstreamError:
+    code, text = int(error.args[0]), str(error.args[1]) if len(error.args) > 1 else ""
     if stopped and code == pycurl.E_ABORTED_BY_CALLBACK:
         return StoppingError("the cache is shutting down")
+    if route.proxy is not None and (why := _explain_proxy(code, text, handle, origin, route.proxy)):
+        return UpstreamError(why)
+    way = f" by the proxy {route.proxy} ({route.proxy.key})" if route.proxy else ""
     if code == pycurl.E_OPERATION_TIMEDOUT:
-        return UpstreamError(f"{origin} did not answer in time", status=504)
+        return UpstreamError(f"{origin} did not answer in time{way}", status=504)
     if code == pycurl.E_COULDNT_CONNECT:
         return UpstreamError(f"{origin} refused the connection or is not reachable")
     if code in _TLS:
-        return UpstreamError(f"the TLS handshake with {origin} failed: {text} (ca_file adds a private CA)")
+        return UpstreamError(f"the TLS handshake with {origin} failed{way}: {text} (ca_file adds a private CA)")
     if code == pycurl.E_PARTIAL_FILE:
         return UpstreamError(f"{origin} closed the connection before the end of the body")
-    return UpstreamError(f"the connection to {origin} failed: {text or f'libcurl error {code}'}")
+    return UpstreamError(f"the connection to {origin} failed{way}: {text or f'libcurl error {code}'}")
+
+
+def _explain_proxy(code: int, text: str, handle: pycurl.Curl, origin: Origin, proxy: Proxy) -> str | None:
+    """What a proxy refused, or None where it is not to blame."""
+    answered = handle.getinfo(pycurl.HTTP_CONNECTCODE)
+    if answered in (401, 407):  # tinyproxy says 401 to a wrong password
+        return _unauthenticated(proxy)
+    if answered >= 300:
+        return f"{proxy.key}: the proxy {proxy} answered {answered} to CONNECT {origin.host}:{origin.port}"
+    if code in (pycurl.E_COULDNT_CONNECT, pycurl.E_COULDNT_RESOLVE_PROXY):
+        return f"{proxy.key}: the proxy {proxy} refused the connection or is not reachable"
+    if code == _PROXY_FAILED:
+        refused = handle.getinfo(pycurl.PROXY_ERROR) in _SOCKS_UNAUTHENTICATED
+        return (
+            _unauthenticated(proxy) if refused else f"{proxy.key}: the proxy {proxy} does not lead to {origin}: {text}"
+        )
+    return None
+
+
+_SOCKS_UNAUTHENTICATED = {12, 33}
+"""CURLPX_NO_AUTH and CURLPX_USER_REJECTED."""
+
+
+def _unauthenticated(proxy: Proxy) -> str:
+    given = "wants a user and a password" if proxy.user is None else "does not accept the user and password given"
+    return f"{proxy.key}: the proxy {proxy} {given} ({proxy.scheme}://USER:PASSWORD@{proxy.authority})"

@@ -6,12 +6,15 @@ Exchanges have threads of their own, so that slow downloads never hold up a ques
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from socket import socket
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.spool import Spool
 from mitm_cache.oci.digest import Digest
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer
+from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.flight import Boarded, Flights, Landed, Start
 from mitm_cache.upstream.writer import Supply
 
@@ -22,8 +25,9 @@ DOWNLOADS = 128
 class Leg:
     """Questions and downloads, off the event loop."""
 
-    def __init__(self, *, client: Client, spool: Spool, blobs: Blobs, start: Start) -> None:
+    def __init__(self, *, client: Client, dialer: Dialer, spool: Spool, blobs: Blobs, start: Start) -> None:
         self.client = client
+        self._dialer = dialer
         self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
         self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
         self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, start=start)
@@ -31,6 +35,11 @@ class Leg:
     async def exchange(self, call: Call) -> Answer:
         """Ask, and wait for a small answer. Raises UpstreamError."""
         return await asyncio.get_running_loop().run_in_executor(self._exchanges, self.client.exchange, call)
+
+    async def dial(self, host: str, port: int, *, trusted: bool) -> socket:
+        """See `Dialer.dial`."""
+        work = partial(self._dialer.dial, host, port, trusted=trusted)
+        return await asyncio.get_running_loop().run_in_executor(self._exchanges, work)
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Do something that blocks on the disk in a thread of this leg."""

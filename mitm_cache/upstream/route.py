@@ -9,7 +9,7 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dns.exception
@@ -18,6 +18,7 @@ import dns.rdatatype
 import dns.resolver
 
 from mitm_cache.errors import ConfigError, LoopError, UpstreamError
+from mitm_cache.wire.proxies import Bypass, Proxy
 from mitm_cache.wire.redirect import Origin
 
 SYSTEMD_STUB = "127.0.0.53"
@@ -29,18 +30,49 @@ LIFETIME = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The addresses of a host, in the order to try them, and the file of certificates to trust there."""
+    """The addresses of a host, in the order to try them, and the file of certificates to trust there.
+
+    With a proxy the addresses are the proxy's, in `proxy_addresses`: the host's name is the proxy's affair.
+    """
 
     addresses: tuple[str, ...]
     trust: Path
+    proxy: Proxy | None = None
+    proxy_addresses: tuple[str, ...] = ()
+    client_cert: Path | None = None
+    insecure: bool = False
+
+    @property
+    def connection(self) -> tuple[object, ...]:
+        """What a kept connection must have in common with this route; addresses come and go in DNS."""
+        return self.trust, self.proxy, self.client_cert, self.insecure
 
 
 @dataclass(frozen=True, slots=True)
 class HostRule:
-    """What the configuration says of one upstream host: fixed addresses, or another trust file."""
+    """What the configuration says of one upstream host: fixed addresses, trust, and how it is spoken to."""
 
     addresses: tuple[str, ...] = ()
     trust: Path | None = None
+    client_cert: Path | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Which proxy leads to a host. What belongs to one registry, its storage and token hosts too, goes one way."""
+
+    default: Proxy | None = None
+    bypass: Bypass = field(default_factory=Bypass)
+    registries: Mapping[str, Proxy | None] = field(default_factory=dict)
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+    def choose(self, origin: Origin, registry: str | None) -> Proxy | None:
+        """The proxy of a registry if it has a word of its own, else the common one; None is direct."""
+        name = registry or self.owners.get(origin.host, "")
+        if name in self.registries:
+            return self.registries[name]
+        return None if self.bypass.matches(origin.host, origin.port) else self.default
 
 
 class Names:
@@ -133,18 +165,38 @@ def _is_local(address: str) -> bool:
 class Router:
     """Finds the route to any host. Used from several threads at once."""
 
-    def __init__(self, *, names: Callable[[], Names], rules: Mapping[str, HostRule], trust: Path, own: Own) -> None:
-        """`rules` by host name; `names` is called at the first name that no rule has addresses for."""
+    def __init__(
+        self,
+        *,
+        names: Callable[[], Names],
+        rules: Mapping[Origin | str, HostRule],
+        trust: Path,
+        own: Own,
+        proxies: Proxies | None = None,
+    ) -> None:
+        """`rules` by origin, or by host name for its other ports.
+
+        `names` is called at the first name that no rule has addresses for.
+        """
         self._make_names = names
         self._names: Names | None = None
         self._lock = threading.Lock()
         self._rules = rules
         self._trust = trust
         self._own = own
+        self._proxies = proxies or Proxies()
 
-    def find(self, origin: Origin) -> Route:
-        """The route to an origin. Raises UpstreamError (no such name) or LoopError (it is this cache)."""
-        rule = self._rules.get(origin.host, HostRule())
+    def find(self, origin: Origin, registry: str | None = None) -> Route:
+        """The route to an origin, on behalf of a registry if one is named.
+
+        Raises UpstreamError (no such name) or LoopError (it is this cache).
+        """
+        rule = self._rules.get(origin) or self._rules.get(origin.host, HostRule())
+        trust = rule.trust or self._trust
+        proxy = self._proxies.choose(origin, registry)
+        if proxy is not None:
+            way = self._proxy_addresses(proxy)
+            return Route((), trust, proxy, way, client_cert=rule.client_cert, insecure=rule.insecure)
         addresses = rule.addresses or self._addresses(origin.host)
         loops = [address for address in addresses if self._own.includes(address, origin.port)]
         if loops:
@@ -152,7 +204,22 @@ class Router:
                 f"{origin.host} leads back to this cache ({loops[0]}); set upstream.resolvers to DNS servers that "
                 f"know its real address, or registries.NAME.resolve to that address"
             )
-        return Route(addresses, rule.trust or self._trust)
+        return Route(addresses, trust, client_cert=rule.client_cert, insecure=rule.insecure)
+
+    def _proxy_addresses(self, proxy: Proxy) -> tuple[str, ...]:
+        """Asked of the system, hosts file and all: a proxy is no registry, and is often known only there."""
+        try:
+            found = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise UpstreamError(f"{proxy.key}: the proxy's name {proxy.host} cannot be resolved") from error
+        addresses = tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+        loops = [address for address in addresses if self._own.includes(address, proxy.port)]
+        if loops:
+            raise LoopError(
+                f"{proxy.key}: {proxy} is this cache itself ({loops[0]}); name another proxy, or set "
+                f'upstream.proxy = "" for none'
+            )
+        return addresses
 
     def _addresses(self, host: str) -> tuple[str, ...]:
         try:

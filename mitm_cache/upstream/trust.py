@@ -47,3 +47,13 @@ def write_bundle(folder: Path, *, system: Path | None, extra: Sequence[Path]) ->
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
     return target
+
+
+def check_client_certificate(key: str, path: Path) -> None:
+    """Raise ConfigError unless a file holds a certificate and its key, unencrypted: nobody is there to be asked."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(path, password="")
+    except (ValueError, ssl.SSLError) as error:
+        raise ConfigError(f"{key}: {path} holds no PEM certificate with its key, unencrypted") from error
+    except OSError as error:
+        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror}") from error

@@ -193,3 +193,13 @@ def test_daemon_json(data: str, tmp_path: Path) -> None:
     assert "r.example:5000" in document["insecure-registries"]
     assert "quay.io" in document["insecure-registries"]
     assert not [name for name in document["insecure-registries"] if "docker.io" in name]
+
+
+def test_hosts_for_nodes_without_another_way_out(data: str) -> None:
+    """With --no-egress the hosts that issue tokens lead to the cache as well, each once and beside its registry."""
+    plain = invoke("--data-dir", data, "example", "hosts").output
+    closed = invoke("--data-dir", data, "example", "hosts", "--no-egress").output
+    assert "auth.docker.io" not in plain
+    [hub] = [line for line in closed.splitlines() if " docker.io " in line]
+    assert hub.endswith(" auth.docker.io")
+    assert closed.count(" auth.docker.io") == 1

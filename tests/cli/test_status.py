@@ -87,7 +87,7 @@ def test_json(cache: Threaded, tmp_path: Path) -> None:
     """With --json it is a document, the service's own."""
     document = json.loads(invoke(tmp_path, at(cache), "--json").output)
     assert (document["running"], document["ready"], document["data_dir"]) == (True, True, str(cache.data))
-    assert {each["name"] for each in document["listeners"]} == {"tls", "clear", "mirror", "admin"}
+    assert {each["name"] for each in document["listeners"]} == {"tls", "clear", "connect", "mirror", "admin"}
 
 
 @pytest.fixture

@@ -99,4 +99,4 @@ def test_configuration_is_one_that_the_cache_reads() -> None:
     [config] = seen
     assert config.upstreams["registry.demo"].resolve == ("127.0.0.1",)
     ways = {name: len(endpoints) for name, endpoints in config.listen.items()}
-    assert ways == {"tls": 1, "clear": 0, "mirror": 0, "admin": 0}
+    assert ways == {"tls": 1, "clear": 0, "connect": 0, "mirror": 0, "admin": 0}

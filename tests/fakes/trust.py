@@ -25,3 +25,8 @@ class Trust:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._authority.configure_trust(context)
         return context
+
+    def pem(self, path: Path, *names: str) -> Path:
+        """A certificate of this CA with its key, in one file: for servers that are programs, and for clients."""
+        self._authority.issue_cert(*names, "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(path))
+        return path

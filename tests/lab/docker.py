@@ -42,6 +42,8 @@ class Docker:
         if self._daemon is None:
             self._start()
         registry = reference.partition("/")[0]
+        if registry == "docker.io":
+            registry = "https://index.docker.io/v1/"  # what Docker calls it since its first version
         auths = {registry: {"auth": base64.b64encode(creds.encode()).decode()}} if creds else {}
         (self._folder / "cli").mkdir(exist_ok=True)
         (self._folder / "cli" / "config.json").write_text(json.dumps({"auths": auths}))

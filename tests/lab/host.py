@@ -50,6 +50,7 @@ class Host:
             path.mkdir(parents=True)
         self._stack = stack
         self._starts = 0
+        self.variables: dict[str, str] = {}
         self._write("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
         # No dependence on what the machine's administrator set for podman and skopeo.
         self._write("containers/policy.json", json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
@@ -91,9 +92,12 @@ class Host:
             )
 
     def environment(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Nothing of the test run's own environment but PATH: it may name proxies, CA files and registries."""
+        """Nothing of the test run's own environment but PATH: it may name proxies, CA files and registries.
+
+        `variables` are what the host's administrator has set for everybody.
+        """
         own = {"HOME": str(self.home), "TMPDIR": str(self.folder / "tmp"), "LANG": "C.UTF-8"}
-        return {"PATH": SEARCH, **own, **(env or {})}
+        return {"PATH": SEARCH, **own, **self.variables, **(env or {})}
 
     def _inside(self, command: Sequence[str]) -> list[str]:
         enter = ["nsenter", f"--net={self.space.path}", "unshare", "--mount", "--propagation", "slave"]

@@ -48,7 +48,7 @@ class Product:
         listeners = {name: [f"{network.CACHE}:{port}"] for name, port in self._ports.items()}
         self.settings: dict[str, object] = {
             "data_dir": str(data),
-            "listen": {"tls": [], "clear": [], "mirror": [], "admin": [], **listeners},
+            "listen": {"tls": [], "clear": [], "connect": [], "mirror": [], "admin": [], **listeners},
             "upstream": {"ca_file": str(lab.ca_file), "resolvers": [network.DNS]},
             "registries": {"private.example.com": {"url": "https://private.example.com"}},
             "log": {"format": "json"},

@@ -5,6 +5,7 @@ each attempt and fails.
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,15 @@ from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import open_layout
 from mitm_cache.cache.links import Links
 from mitm_cache.cache.spool import Spool
-from mitm_cache.config import Endpoint
 from mitm_cache.errors import UpstreamError
 from mitm_cache.journal import Event, Journal, to_json
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
+from mitm_cache.parsing import Endpoint
 from mitm_cache.proxy.deliver import STALL_SECONDS, Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
+from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
 from mitm_cache.proxy.serve import Serve
@@ -37,6 +39,7 @@ from mitm_cache.registries import TABLE, Known
 from mitm_cache.rights import Verdicts
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer, Sink
+from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.leg import Leg
 from tests.serving import Log
 
@@ -60,6 +63,17 @@ class Unreachable(Client):
     def stream(self, call: Call, sink: Sink) -> Answer:
         self.asked.append(call)
         raise self._error
+
+
+class Nowhere(Dialer):
+    """No tunnel leads anywhere from here."""
+
+    def __init__(self) -> None:
+        pass
+
+    @override
+    def dial(self, host: str, port: int, *, trusted: bool) -> socket.socket:
+        raise UpstreamError(f"{host}:{port} is nowhere")
 
 
 def now() -> datetime:
@@ -147,7 +161,8 @@ class Doors:
             reads = stack.enter_context(ThreadPoolExecutor(2))
             self._engine = engine = Engine()
             async with asyncio.TaskGroup() as tasks:
-                leg = Leg(client=self.upstream, spool=self.spool, blobs=self.blobs, start=tasks.create_task)
+                start = tasks.create_task
+                leg = Leg(client=self.upstream, dialer=Nowhere(), spool=self.spool, blobs=self.blobs, start=start)
                 stack.callback(leg.close)
                 pull_through = PullThrough(
                     blobs=self.blobs,
@@ -157,11 +172,12 @@ class Doors:
                     leg=leg,
                 )
                 known = Known(TABLE)
-                door = Door(known=known, journal=self.journal, via="doors", listeners=self.listeners.connections)
+                door = Door(known=known, journal=self.journal, via="doors", ways=self.listeners.ways)
                 serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
                 pump = Pump(engine.proxyserver, reads, stall=self._stall)
                 engine.add(self.listeners, self.intercept, serve, pump)
-                self.listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door)
+                front = Front(known=known, connect_ports=(443,), dial=leg.dial, journal=self.journal)
+                self.listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door, front=front)
                 tasks.create_task(self._tell())
                 await engine.run()
 

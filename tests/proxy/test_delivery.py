@@ -20,6 +20,7 @@ from mitm_cache.demo.image import KIB, MIB, Image
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci.digest import Digest
 from mitm_cache.proxy.deliver import CHUNK
+from mitm_cache.proxy.door import Way
 from mitm_cache.proxy.mode import Listeners
 from tests.fakes.big import Pattern, big_image
 from tests.fakes.faults import wrong_bytes
@@ -338,7 +339,7 @@ def test_a_mistake_while_answering(tmp_path: Path, listener: str) -> None:
 class Mistaken(Listeners):
     """Raises where a layer is chosen."""
 
-    def listener(self, connection_id: str) -> str:
+    def way(self, connection_id: str) -> Way:
         raise RuntimeError("nobody thought of this")
 
 

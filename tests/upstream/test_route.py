@@ -220,7 +220,7 @@ class Setting:
 @pytest.fixture
 def setting(server: str) -> Setting:
     own = Own()
-    rules = {
+    rules: dict[Origin | str, HostRule] = {
         "fixed.example": HostRule(("203.0.113.1", "2001:db8::9")),
         "trusting.example": HostRule(trust=OTHER_TRUST),
         "four.example": HostRule(trust=OTHER_TRUST),

@@ -1,0 +1,94 @@
+"""A look at how a connection begins, before it is decided who takes it."""
+
+import asyncio
+from dataclasses import dataclass
+
+from mitmproxy.net.http.http1 import read_request_head
+from mitmproxy.proxy.layers.tls import parse_client_hello
+
+from mitm_cache.errors import ClientError
+
+MAX_BEGINNING = 64 << 10
+"""Bytes of a ClientHello, or of a request's head, that are waited for."""
+PATIENCE = 30.0
+"""Seconds for them to come."""
+
+
+class Replay:
+    """A reader that first gives what has been looked at already."""
+
+    def __init__(self, reader: asyncio.StreamReader, beginning: bytes) -> None:
+        self._reader = reader
+        self._beginning = beginning
+
+    async def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, as StreamReader does."""
+        if self._beginning:
+            size = len(self._beginning) if size < 0 else size
+            given, self._beginning = self._beginning[:size], self._beginning[size:]
+            return given
+        return await self._reader.read(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What has come so far. `name` is a ClientHello's server name, "" where there is none to be had."""
+
+    data: bytes
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """A CONNECT request (RFC 9110, 9.3.6), and what came behind it."""
+
+    host: str
+    port: int
+    rest: bytes
+
+
+async def read_server_name(reader: asyncio.StreamReader) -> Beginning:
+    """Read until a ClientHello is whole, or is none. Nothing is judged here: whoever takes the connection does."""
+    data = b""
+    while len(data) < MAX_BEGINNING:
+        more = await reader.read(MAX_BEGINNING)
+        data += more
+        if not more or data[:1] != b"\x16":
+            break
+        try:
+            hello = parse_client_hello(data)
+        except ValueError:
+            break
+        if hello is not None:
+            return Beginning(data, (hello.sni or "").lower().rstrip("."))
+    return Beginning(data)
+
+
+async def read_connect(reader: asyncio.StreamReader) -> Connect | Beginning:
+    """Read a request's head: the CONNECT it is, or what has come of something else.
+
+    Raises ClientError (400) for a CONNECT that is malformed.
+    """
+    data = b""
+    while b"\r\n\r\n" not in data and len(data) < MAX_BEGINNING:
+        more = await reader.read(MAX_BEGINNING)
+        data += more
+        if not more or not b"CONNECT ".startswith(data[:8]):
+            return Beginning(data)
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
+        raise ClientError(f"the head of a CONNECT request is at most {MAX_BEGINNING} bytes", status=431)
+    try:
+        request = read_request_head(head.split(b"\r\n"))
+    except ValueError as error:
+        raise ClientError(f"the CONNECT request is malformed: {error}") from error
+    host, port = _target(request.authority)
+    return Connect(host, port, rest)
+
+
+def _target(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]").lower().rstrip(".")
+    if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
+        raise ClientError("CONNECT wants host:port")
+    return host, int(port)
