@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.e2e.conftest import Serve
 from tests.e2e.test_pull import CLIENTS, CREDS, NEEDS, pull_twice
@@ -27,17 +28,25 @@ def isolated(lab: Lab) -> Iterator[Lab]:
         (lab.node.etc / name).write_text(text)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS[kind]) for kind in CLIENTS])
-@pytest.mark.parametrize(
-    ("reference", "creds"),
-    [
-        ("quay.io/lab/tiny:1", ""),
-        ("docker.io/library/tiny:1", ""),
-        ("ghcr.io/private/tiny:1", CREDS),
-        ("private.example.com/private/tiny:1", CREDS),
-    ],
-    ids=["quay", "hub", "ghcr private", "basic"],
-)
+IMAGES = [
+    ("quay.io/lab/tiny:1", ""),
+    ("docker.io/library/tiny:1", ""),
+    ("ghcr.io/private/tiny:1", CREDS),
+    ("private.example.com/private/tiny:1", CREDS),
+]
+QUICK = {("skopeo", "docker.io"), ("docker", "quay.io")}
+"""Client and registry of what `make test` runs too."""
+
+
+def _cases() -> Iterator[ParameterSet]:
+    for kind in CLIENTS:
+        for reference, creds in IMAGES:
+            registry = reference.partition("/")[0]
+            marks = [NEEDS[kind], *([] if (kind, registry) in QUICK else [pytest.mark.slow])]
+            yield pytest.param(kind, reference, creds, id=f"{kind} {registry}", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "reference", "creds"), list(_cases()))
 def test_through_connect(isolated: Lab, serve: Serve, kind: str, reference: str, creds: str) -> None:
     """HTTPS_PROXY alone: registries are cached, Docker Hub's token host is tunnelled."""
     image = isolated.image(images.TINY)
@@ -46,6 +55,7 @@ def test_through_connect(isolated: Lab, serve: Serve, kind: str, reference: str,
     pull_twice(isolated, CLIENTS[kind](isolated), reference, image, creds=creds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=NEEDS[kind]) for kind in CLIENTS])
 def test_token_hosts_through_the_cache(isolated: Lab, serve: Serve, kind: str) -> None:
     """With hosts entries for registries and token hosts a node logs in and pulls a private image of Docker Hub."""

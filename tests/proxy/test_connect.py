@@ -5,11 +5,13 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mitm_cache.demo.image import KIB, generate
+from tests.fakes.proxies import PASSWORD, USER, microsocks, needs_microsocks, needs_tinyproxy, tinyproxy
 from tests.fakes.registry import LyingUpstream, Witness
 from tests.serving import Threaded, in_thread
 
@@ -99,6 +101,31 @@ def test_others_are_tunnelled(tmp_path: Path, upstream: LyingUpstream) -> None:
     assert line["reason"] == f"127.0.0.1:{port}, undecrypted"
     assert line["bytes_out"] > len(body)
     assert witness.requests.count() == 1
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [pytest.param("http", marks=needs_tinyproxy), pytest.param("socks5", marks=needs_microsocks)],
+)
+def test_tunnels_take_the_upstream_proxy(tmp_path: Path, upstream: LyingUpstream, scheme: str) -> None:
+    """A tunnel leaves as a fetch does: by the proxy, which finds the name and wants a password."""
+    start = partial(tinyproxy, tmp_path) if scheme == "http" else microsocks
+    with Witness(tls=upstream.trust.certify("localhost")) as witness, start(USER, PASSWORD) as proxy:
+        port = witness.address[1]
+        environ = {
+            "MITM_CACHE_CLIENTS_CONNECT_PORTS": str(port),
+            "MITM_CACHE_UPSTREAM_PROXY": proxy.url(USER, PASSWORD),
+        }
+        with in_thread(tmp_path / "data", upstream, environ=environ) as cache:
+            with proxied(cache, connect(f"localhost:{port}")) as (plain, head):
+                assert head.startswith("HTTP/1.1 200 ")
+                _, body = get(plain, "localhost", "/x", upstream.trust.context())
+            with proxied(cache, connect(f"127.0.0.1:{port}")) as (_, head):
+                assert head.startswith("HTTP/1.1 403 ")
+            cache.log.wait(1, outcome="TUNNEL")
+            assert PASSWORD not in cache.log.text
+        assert body == b"elsewhere"
+        assert proxy.heard(f"localhost:{port}")
 
 
 @pytest.mark.parametrize(
