@@ -13,10 +13,9 @@ from mitm_cache.proxy.mode import addresses, bind, inherit
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What is listened on, known once the sockets are bound; `fallback` where low ports were not allowed."""
+    """What is listened on, known once the sockets are bound."""
 
     sockets: Sequence[tuple[str, socket.socket]]
-    fallback: bool
 
     @property
     def for_clients(self) -> list[tuple[str, socket.socket]]:
@@ -43,7 +42,7 @@ class Bound:
 def bind_all(config: Config) -> Bound:
     """Every listener: as a service manager handed it over, else as the operator named it, else on its usual port or,
     where that is not allowed, on a high one. Raises ConfigError."""
-    sockets, fallback = inherit(os.environ, os.getpid(), LISTENERS), False
+    sockets = inherit(os.environ, os.getpid(), LISTENERS)
     given = {listener for listener, _ in sockets}
     try:
         for listener in LISTENERS:
@@ -57,12 +56,11 @@ def bind_all(config: Config) -> Bound:
                 sockets.append((listener, bind(listener, Endpoint(host, usual))))
             except PermissionError:
                 sockets.append((listener, bind(listener, Endpoint(host, high))))
-                fallback = True
     except BaseException:
         for _, bound in sockets:
             bound.close()
         raise
-    return Bound(sockets, fallback)
+    return Bound(sockets)
 
 
 def _bind_named(listener: str, endpoint: Endpoint) -> socket.socket:

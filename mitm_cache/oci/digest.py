@@ -44,10 +44,5 @@ class Digest:
         """The digest as one path component."""
         return f"{self.algorithm}-{self.hex}"
 
-    @classmethod
-    def from_filename(cls, name: str) -> Self:
-        """The inverse of `filename`."""
-        return cls.parse(name.replace("-", ":", 1))
-
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

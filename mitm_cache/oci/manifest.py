@@ -1,7 +1,6 @@
 """Media types of manifests, and what a client's Accept header says about them."""
 
 import hashlib
-import json
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -60,13 +59,3 @@ class Accept:
 
     def __repr__(self) -> str:
         return f"Accept({self.header!r})"
-
-
-def declared_type(content: bytes) -> str | None:
-    """The `mediaType` that a manifest names itself by, if it is JSON and does."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    declared = document.get("mediaType") if isinstance(document, dict) else None
-    return declared if isinstance(declared, str) else None

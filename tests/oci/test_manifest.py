@@ -11,7 +11,6 @@ from mitm_cache.oci.manifest import (
     OCI_MANIFEST,
     SCHEMA_1,
     Accept,
-    declared_type,
     is_schema_1,
     media_type_of,
 )
@@ -83,21 +82,3 @@ def test_header(headers: tuple[str, ...], header: str) -> None:
 def test_takes(accept: str, taken: bool) -> None:
     """A stored manifest is given only to who takes its type."""
     assert Accept(accept).takes(f"{OCI_INDEX}; charset=utf-8") is taken
-
-
-@pytest.mark.parametrize(
-    ("content", "declared"),
-    [
-        pytest.param(b'{"mediaType": "a/b"}', "a/b", id="declared"),
-        pytest.param(b"{}", None, id="not declared"),
-        pytest.param(b'{"mediaType": 1}', None, id="not a text"),
-        pytest.param(b"[]", None, id="not an object"),
-        pytest.param(b"nonsense", None, id="not JSON"),
-        pytest.param(b"\xff\xfe", None, id="not text"),
-        pytest.param(b"[" * 200_000, None, id="nested without end"),
-        pytest.param(b'{"a":' + b"9" * 5000 + b"}", None, id="a number without end"),
-    ],
-)
-def test_declared_type(content: bytes, declared: str | None) -> None:
-    """A manifest's own media type, where it has one; hostile bytes have none."""
-    assert declared_type(content) == declared
