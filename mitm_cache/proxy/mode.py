@@ -149,7 +149,7 @@ class Listeners:
     async def _intercept(self, way: Way, reader: Replay, writer: asyncio.StreamWriter) -> None:
         assert self._master is not None
         assert self._proxyserver is not None
-        # Of a reader mitmproxy calls read() only, as a contract test says.
+        # mitmproxy calls nothing of a reader but read(); every test that goes through a listener would tell otherwise.
         stream = cast(asyncio.StreamReader, reader)
         handler = ProxyConnectionHandler(self._master, stream, writer, self._master.options, self._mode)
         client = handler.layer.context.client
