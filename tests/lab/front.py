@@ -1,5 +1,6 @@
 """nginx before the registries, their store and their token hosts: TLS, the access log, and faults on demand."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,23 @@ class Front:
         self._faults = dict(faults)
         self._generation += 1
         self._configure()
-        self._process.popen.send_signal(1)
+        before = self._workers()
+        self._process.popen.send_signal(signal.SIGHUP)
         now = str(self._generation)
         self._process.wait_until(lambda: self.probe("/generation") == now, "nginx with the new faults")
+        # The old worker goes on accepting for a moment after the new one has begun.
+        self._process.wait_until(lambda: not before & self._workers(), "the end of nginx's old worker")
+
+    def _workers(self) -> set[int]:
+        """The workers that accept connections; one that is told to end calls itself otherwise at once."""
+        assert self._process is not None
+        found = set()
+        for line in Path(f"/proc/{self._process.popen.pid}/task").glob("*/children"):
+            for pid in line.read_text().split():
+                try:
+                    title = Path(f"/proc/{pid}/cmdline").read_text()
+                except FileNotFoundError:
+                    continue
+                if "shutting down" not in title:
+                    found.add(int(pid))
+        return found
