@@ -38,7 +38,7 @@ class _Group(click.Group):
 def main(context: click.Context, file: Path | None, data_dir: str | None) -> None:
     """One cache in front of every container registry.
 
-    Nodes keep their image names; they reach this cache by /etc/hosts, or as Docker Hub's mirror.
+    Nodes keep their image names; they reach this cache by /etc/hosts, by HTTPS_PROXY, or as Docker Hub's mirror.
     """
     flags = {"data_dir": data_dir} if data_dir else {}
     config_of: Callable[[], Config] = lambda: load(file=file, flags=flags)  # noqa: E731 - made when a command asks

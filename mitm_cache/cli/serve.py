@@ -57,6 +57,9 @@ def banner(app: "App", address: str) -> Iterator[str]:
     if "mirror" in ports:
         yield "Docker Hub, on a node with dockerd: in /etc/docker/daemon.json, then restart dockerd"
         yield f'  {{"registry-mirrors": ["http://{host}:{ports["mirror"]}"]}}'
+    if "connect" in ports:
+        yield "Every registry by proxy, on a node that trusts the CA: in the environment of dockerd or containerd"
+        yield f"  HTTPS_PROXY=http://{host}:{ports['connect']} NO_PROXY=localhost,127.0.0.1,YOUR.NETWORK"
     if ports.get("tls") == TLS_PORT:
         yield "Every registry: on a node"
         yield f"  scp {app.authority.certificate_path} certs/install-ca.sh NODE:"
