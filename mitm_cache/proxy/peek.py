@@ -1,6 +1,7 @@
 """A look at how a connection begins, before it is decided who takes it."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from mitmproxy.net.http.http1 import read_request_head
@@ -12,6 +13,8 @@ MAX_BEGINNING = 64 << 10
 """Bytes of a ClientHello, or of a request's head, that are waited for."""
 PATIENCE = 30.0
 """Seconds for them to come."""
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DOTTED = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
 
 
 class Replay:
@@ -91,4 +94,7 @@ def _target(text: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]").lower().rstrip(".")
     if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise ClientError("CONNECT wants host:port")
+    if _NUMBER.fullmatch(host.rpartition(".")[2]) and ":" not in host and not _DOTTED.fullmatch(host):
+        # 2130706433 and 0x7f.1 are 127.0.0.1 to libcurl and others, and a name to whoever checks addresses.
+        raise ClientError("CONNECT wants an IPv4 address in its usual form")
     return host, int(port)

@@ -50,7 +50,7 @@ class Dialer:
 
         Raises ClientError (403) for an address inside, UpstreamError otherwise.
         """
-        origin = Origin("https", host, port)
+        origin = Origin.of(f"https://{f'[{host}]' if ':' in host else host}:{port}")  # refuses what is no host name
         route = self._router.find(origin)
         if not trusted and not self._allow_private:
             route = replace(route, addresses=_only_public(host, route.addresses))

@@ -151,6 +151,10 @@ def test_other_ports(cache: Threaded) -> None:
         assert b"clients.connect_ports allows 443" in plain.recv(4096)
 
 
+ODD = ["one number", "hexadecimal", "short", "octal", "path", "user"]
+"""Hosts that libcurl would take for others than they look."""
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -160,10 +164,14 @@ def test_other_ports(cache: Threaded) -> None:
         ("CONNECT :443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         ("CONNECT a:99999 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         ("CONNECT a:443\r\n\r\n", 400),
+        *(
+            (connect(f"{host}:443"), 400)
+            for host in ("2130706433", "0x7f.1", "127.1", "0177.0.0.1", "a/b", "a@127.0.0.1")
+        ),
         ("CONNECT a:443 HTTP/1.1\r\nX: " + "x" * (64 << 10) + "\r\n", 431),
         ("\x16\x03\x01\x00\x05hello", 400),
     ],
-    ids=["origin form", "absolute form", "no port", "no host", "port", "no version", "endless", "TLS"],
+    ids=["origin form", "absolute form", "no port", "no host", "port", "no version", *ODD, "endless", "TLS"],
 )
 def test_only_connect(cache: Threaded, upstream: LyingUpstream, request_: str, status: int) -> None:
     """Anything but a CONNECT that makes sense is answered and closed; nobody is asked for it."""
