@@ -17,13 +17,14 @@ from tests.lab.process import LabError, Process
 Trust = Literal["system", "perclient", "none"]
 
 # What the host changes lies over the machine's own /etc, and what its programs write goes to memory of their own:
-# nothing of the machine is touched. /sys is left alone (`ip netns exec` mounts it anew), or dockerd would miss its
+# nothing of the machine is touched. A host that has a folder `run` has a /run of its own. /sys is left alone (`ip netns exec` mounts it anew), or dockerd would miss its
 # cgroups.
 _ENTER = """
 set -e
 mount -t tmpfs lab "$1/rw"
 mkdir "$1/rw/upper" "$1/rw/work"
 mount -t overlay lab -o "lowerdir=$1/etc:/etc,upperdir=$1/rw/upper,workdir=$1/rw/work" /etc
+[ ! -d "$1/run" ] || mount --bind "$1/run" /run
 shift
 exec "$@"
 """
