@@ -1,6 +1,7 @@
 """`make bench`: the figures of bench/README.md, made anew on this machine, beside nginx in the same run.
 
 python -m bench [stream] [small] [miss] [bulk] [herd] [late]       all of them if none is named
+python -m bench peers [CACHE ...]                                  beside other caches; --help says more
 """
 
 import ssl
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from bench.meter import cpu_seconds, latency, measured, peak, resident
 from bench.nginx import Nginx, nginx
+from bench.peers.run import main as compare
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.demo.image import KIB, MIB, Image, generate
 from tests.fakes.big import Pattern, big_image
@@ -216,9 +218,12 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[str]]] = {
 
 
 def main(names: list[str]) -> None:
+    if names[:1] == ["peers"]:
+        compare(names[1:])
+        return
     unknown = [name for name in names if name not in SCENARIOS]
     if unknown:
-        raise SystemExit(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+        raise SystemExit(f"no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}, and peers by itself")
     print("| what | who | figure | cost |\n|---|---|---|---|", flush=True)
     for name in names or SCENARIOS:
         with TemporaryDirectory(prefix="mitm-cache-bench-") as folder, LyingUpstream(Path(folder)) as upstream:

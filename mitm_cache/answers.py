@@ -20,6 +20,9 @@ SMALL = 64 << 10
 NOT_PASSED_BACK = HOP_BY_HOP | {"content-length", "via", "alt-svc", "strict-transport-security", "content-encoding"}
 """An upstream answer's headers that are about the connection or the host, not about the content."""
 
+NOT_RELAYED = NOT_PASSED_BACK - {"content-length", "content-encoding"}
+"""The same of an answer whose body is passed on as it is."""
+
 
 def explain(error: MitmCacheError, request: Request | None) -> Response:
     """The answer to what went wrong: an OCI error document that says so."""
@@ -53,6 +56,17 @@ def pass_back(answer: Answer, request: Request, outcome: str, reason: str) -> Re
         headers += Headers([("Content-Length", str(len(body)))])
     return Response(
         status=answer.status, headers=headers, body=body, outcome=outcome, reason=reason, bytes_in=len(answer.body)
+    )
+
+
+def switching(headers: Headers) -> Response:
+    """Upstream's 101, with these headers: a WebSocket begins."""
+    own = Headers([("Connection", "Upgrade"), ("Upgrade", "websocket")])
+    return Response(
+        status=HTTPStatus.SWITCHING_PROTOCOLS,
+        headers=headers.without(NOT_PASSED_BACK) + own,
+        outcome="RELAY",
+        reason="a WebSocket",
     )
 
 

@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,15 +16,10 @@ from mitm_cache.admin.metrics import Numbers
 from mitm_cache.admin.pages import Pages
 from mitm_cache.admin.server import Server
 from mitm_cache.ca import CertificateAuthority
-from mitm_cache.cache.blobs import Blobs
-from mitm_cache.cache.evict import Sweeper
-from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout, open_layout
-from mitm_cache.cache.links import Links
-from mitm_cache.cache.spool import Spool
 from mitm_cache.config import Config
-from mitm_cache.errors import MitmCacheError
-from mitm_cache.journal import AccessLine, Event, Journal
+from mitm_cache.core import Core
+from mitm_cache.journal import AccessLine, Journal
 from mitm_cache.listening import Bound, bind_all
 from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
@@ -35,23 +28,10 @@ from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.mode import Clients, Listeners
 from mitm_cache.proxy.serve import Serve
-from mitm_cache.pull_through import PullThrough
-from mitm_cache.rights import Verdicts
-from mitm_cache.upstream import rules
-from mitm_cache.upstream.client import Client
-from mitm_cache.upstream.curl import Transport
-from mitm_cache.upstream.dial import Dialer
-from mitm_cache.upstream.leg import Leg
-from mitm_cache.upstream.tokens import AnonymousTokens
+from mitm_cache.proxy.stream import DeliveryLayer
+from mitm_cache.proxy.upgrade import Crossings
 
-logger = logging.getLogger(__name__)
-
-SWEEP_SECONDS = 3600.0
-"""A sweep at least this often, and whenever a hundredth of the limit has come in."""
-SWEEP_TICK = 10.0
 FLUSH_SECONDS = 0.02
-READS = 8
-"""Threads that read what is not in the page cache."""
 
 
 class App:
@@ -71,7 +51,6 @@ class App:
         self.numbers = Numbers([registry.name for registry in config.known])
         self.journal.add(self.numbers)
         self._made = _now()
-        self._disk = _disk_size(self.layout)
         self._stopping = threading.Event()
         self._engine: Engine | None = None
 
@@ -79,57 +58,47 @@ class App:
         """Serve until `stop`. `ready` is called once connections are accepted."""
         async with AsyncExitStack() as stack:
             stack.callback(self._access.flush)
-            index = Index(self.layout.index)
-            stack.callback(index.close)
-            blobs = Blobs(self.layout.blobs)
-            links = Links(self.layout.links, index)
-            spool = Spool(self.layout.spool, blobs)
-            verdicts = Verdicts(index)
-            verdicts.wipe()
             tasks = await stack.enter_async_context(_Tasks())
-            transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
-            stack.callback(transport.close)
-            client, dialer = self._upstream(transport)
-            leg = Leg(client=client, dialer=dialer, spool=spool, blobs=blobs, start=tasks.start)
-            stack.callback(leg.close)
-            stack.callback(self._stopping.set)
-            reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
-            stack.callback(reads.shutdown)
-
-            pull_through = PullThrough(blobs=blobs, links=links, spool=spool, verdicts=verdicts, leg=leg)
+            core = Core(
+                self.config,
+                self.layout,
+                listeners=[(address, port) for _, address, port in self.bound.addresses()],
+                start=tasks.start,
+                journal=self.journal,
+                stopping=self._stopping,
+            )
+            stack.callback(core.close)
             clients = Clients(self.config.allow)
             listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
-            door = Door(known=self.config.known, journal=self.journal, via=self._via, ways=listeners.ways)
+            door = Door(known=self.config.known, journal=self.journal, via=core.via, ways=listeners.ways)
             self._engine = engine = Engine()
             intercept = Intercept(
                 authority=self.authority,
-                names={host.partition(":")[0] for host in self.config.known.hosts},
+                names=self.config.known.server_names,
                 journal=self.journal,
                 listeners=listeners.listener,
                 clock=_now,
             )
-            serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
-            engine.add(listeners, intercept, serve, Pump(engine.proxyserver, reads))
+            serve = Serve(pull_through=core.pull_through, relay=core.relay, door=door, proxyserver=engine.proxyserver)
+            engine.add(listeners, intercept, serve, Pump(engine.proxyserver, core.reads), Crossings(engine.proxyserver))
             front = Front(
                 known=self.config.known,
                 connect_ports=self.config.connect_ports,
-                dial=leg.dial,
+                dial=core.leg.dial,
                 journal=self.journal,
             )
-            listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door, front=front)
-            pages = Pages(self._facts(blobs, listeners, door), self.numbers)
+            listeners.join(
+                master=engine.master,
+                proxyserver=engine.proxyserver,
+                http=lambda context: DeliveryLayer(context, door, core.relay),
+                front=front,
+            )
+            pages = Pages(self._facts(core, listeners, door), self.numbers)
             stack.callback(pages.close)
             admin = Server(self.bound.for_admin, pages.by_path, admits=clients.admits)
             await stack.enter_async_context(admin)
 
-            sweeper = Sweeper(
-                blobs=blobs,
-                links=links,
-                spool=self.layout.spool,
-                lock=self.layout.run / "evict.lock",
-                limit=self.config.max_size.of,
-            )
-            tasks.start(self._sweep_regularly(sweeper, leg))
+            tasks.start(core.sweep_regularly(self.numbers.sweep))
             tasks.start(_call_when(listeners.started, ready))
             tasks.start(self._flush_regularly())
             if self._stopping.is_set():
@@ -147,79 +116,24 @@ class App:
         for _, bound in self.bound.sockets:
             bound.close()
 
-    @property
-    def _via(self) -> str:
-        return f"mitm-cache-{self.layout.identity}"
-
-    def _facts(self, blobs: Blobs, listeners: Listeners, door: Door) -> Facts:
+    def _facts(self, core: Core, listeners: Listeners, door: Door) -> Facts:
         return Facts(
             version=version("mitm-cache"),
             started=self._made,
             layout=self.layout,
-            blobs=blobs,
+            blobs=core.blobs,
             addresses=tuple(self.bound.addresses()),
             ca=self.authority.describe(),
-            limit=self._limit,
+            limit=core.limit,
             in_flight=door.in_flight,
             accepting=lambda: listeners.accepting() and not self._stopping.is_set(),
             clock=_now,
         )
 
-    def _upstream(self, transport: Transport) -> tuple[Client, Dialer]:
-        config = self.config
-        listeners = [(address, port) for _, address, port in self.bound.addresses()]
-        router = rules.router(config, folder=self.layout.run, listeners=listeners, environ=os.environ)
-        dialer = Dialer(router=router, transport=transport, allow_private=config.allow_private)
-        client = Client(
-            transport=transport,
-            router=router,
-            tokens=AnonymousTokens(),
-            bases=rules.bases(config),
-            via=self._via,
-            allow_http=lambda _: config.allow_http,
-        )
-        return client, dialer
-
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._access.flush()
-
-    async def _sweep_regularly(self, sweeper: Sweeper, leg: Leg) -> None:
-        arrived = _Arrived()
-        self.journal.add(arrived)
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            if loop.time() >= due or arrived.count > self._limit() // 100:
-                arrived.count = 0
-                due = loop.time() + SWEEP_SECONDS
-                try:
-                    swept = await leg.run(sweeper.sweep)
-                    if swept is not None:
-                        self.numbers.sweep(swept)
-                    if swept is not None and swept.removed:
-                        logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
-                except (MitmCacheError, OSError) as error:
-                    logger.warning("the cache could not be swept: %s", error)
-            await asyncio.sleep(SWEEP_TICK)
-
-    def _limit(self) -> int:
-        try:
-            self._disk = _disk_size(self.layout)
-        except OSError:
-            pass  # the directory is gone for now; its file system is as large as it was
-        return self.config.max_size.of(self._disk)
-
-
-class _Arrived:
-    """Counts the bytes that came from upstream."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, event: Event) -> None:
-        self.count += event.bytes_in
 
 
 class _Tasks:
@@ -247,11 +161,6 @@ class _Tasks:
 async def _call_when(event: asyncio.Event, work: Callable[[], None]) -> None:
     await event.wait()
     work()
-
-
-def _disk_size(layout: Layout) -> int:
-    status = os.statvfs(layout.root)
-    return status.f_frsize * status.f_blocks
 
 
 def _now() -> datetime:

@@ -37,7 +37,6 @@ from mitm_cache.oci.operation import (
     Ping,
     Referrers,
     TagList,
-    TokenExchange,
     Upload,
     repository_of,
 )
@@ -53,10 +52,8 @@ from mitm_cache.wire.message import Request, Response
 
 LIST_SIZE = 8 << 20
 """Bytes of a tag list, referrers or catalog page that is passed on."""
-TOKEN_SIZE = 1 << 20
-"""Bytes of a token endpoint's answer."""
-PASSED_TO_TOKENS = ("accept", "content-type")
-"""A token endpoint's request headers that are passed on; the credential goes with them."""
+PING_SIZE = 64 << 10
+"""Bytes of what a registry says to a ping."""
 
 
 class PullThrough:
@@ -79,8 +76,6 @@ class PullThrough:
             return explain(error, request)
 
     async def _answer(self, request: Request) -> Response:
-        if request.method not in ("GET", "HEAD") and not isinstance(request.operation, TokenExchange):
-            raise ClientError(f"{request.method} is not relayed to {request.registry.name}", status=405)
         match request.operation:
             case Ping():
                 return await self._ping(request)
@@ -92,16 +87,14 @@ class PullThrough:
                 return await self._blob(request, repository, digest)
             case TagList() | Referrers() | Catalog():
                 return await self._relay(request, LIST_SIZE)
-            case TokenExchange():
-                return await self._relay(request, TOKEN_SIZE)
             case Upload() | Other():
-                raise ClientError(f"{request.registry.name}: only pulls are served here", status=405)
+                raise MitmCacheError(f"{request.method} {request.target.partition('?')[0]} is no pull")
 
     async def _ping(self, request: Request) -> Response:
         if request.listener == "mirror":
             headers = [API_VERSION, ("Content-Type", "application/json")]
             return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason="mirror clients need no login")
-        return await self._relay(request, TOKEN_SIZE)
+        return await self._relay(request, PING_SIZE)
 
     async def _relay(self, request: Request, limit: int) -> Response:
         """Pass a small exchange on, uncached."""
@@ -290,20 +283,16 @@ class PullThrough:
 
 def _call(request: Request, *, method: str | None = None, accept: Accept | None = None, limit: int = 64 << 10) -> Call:
     """The request as it goes upstream."""
-    if isinstance(request.operation, TokenExchange):
-        headers = request.headers.only(*PASSED_TO_TOKENS)
-    else:
-        header = (accept or Accept(*request.headers.get_all("accept"))).header
-        headers = Headers([("Accept", header)] if header else [])
+    header = (accept or Accept(*request.headers.get_all("accept"))).header
     return Call(
         registry=request.registry,
-        # A ping, a catalog or a token is asked for as the client asks: with no token of ours.
+        # A ping or a catalog is asked for as the client asks: with no token of ours.
         repository=repository_of(request.operation),
         method=method or request.method,
         target=request.target,
-        headers=headers,
+        # Every cache on the way adds its name: a loop over several is seen by the first that finds its own.
+        headers=Headers([("Accept", header)] if header else []) + request.headers.only("via"),
         credential=request.credential,
-        body=request.body,
         limit=limit,
     )
 

@@ -26,6 +26,8 @@ class Registry:
         return tuple(dict.fromkeys((self.name, self.host, *self.aliases)))
 
 
+HTTPS = 443
+
 DOCKER_HUB = Registry(
     "docker.io",
     "registry-1.docker.io",
@@ -68,6 +70,10 @@ class Known:
         name, colon, port = host.lower().partition(":")
         return self._by_host.get(f"{name.rstrip('.')}{colon}{port}")
 
+    def at(self, host: str, port: int) -> Registry | None:
+        """The registry that TLS to a host and port, as CONNECT names them, leads to, or None."""
+        return self.find(f"{host}:{port}") or (self.find(host) if port == HTTPS else None)
+
     def named(self, name: str) -> Registry | None:
         """The registry of a canonical name, or None."""
         return self._by_name.get(name)
@@ -76,6 +82,11 @@ class Known:
     def hosts(self) -> tuple[str, ...]:
         """Every host name that a node may send here."""
         return tuple(self._by_host)
+
+    @property
+    def server_names(self) -> frozenset[str]:
+        """What TLS is asked for by whoever wants a registry: its names without ports."""
+        return frozenset(host.partition(":")[0] for host in self._by_host)
 
     def __iter__(self) -> Iterator[Registry]:
         return iter(self._by_name.values())

@@ -21,9 +21,9 @@ LEVELS = {
     "errors": 0, "registries": 0, "oci": 0, "wire": 0,
     "config": 1, "parsing": 1, "journal": 1, "ca": 1, "cache": 1,
     "upstream": 2, "rights": 2,
-    "answers": 3, "pull_through": 3,
+    "answers": 3, "pull_through": 3, "relay": 3,
     "proxy": 4, "admin": 4,
-    "listening": 5, "app": 5, "workers": 5,
+    "listening": 5, "core": 5, "app": 5, "embed": 5, "workers": 5,
     "cli": 6, "demo": 6, "__main__": 6,
 }  # fmt: skip
 EVERYONES = {"errors", "registries"}  # imported by all, importing nothing of the project
@@ -31,7 +31,10 @@ NEIGHBOURS = {
     ("wire", "oci"),  # a request carries its operation
     ("config", "parsing"),
     ("pull_through", "answers"),
+    ("relay", "answers"),
     ("app", "listening"),
+    ("app", "core"),
+    ("embed", "core"),
     ("workers", "app"),  # each process runs one app
     ("cli", "demo"),  # a command of its own
     ("__main__", "cli"),
@@ -41,7 +44,7 @@ NEIGHBOURS = {
 HOMES = {
     "cryptography": {"ca"},
     "OpenSSL": {"proxy"},
-    "mitmproxy": {"proxy"},
+    "mitmproxy": {"proxy", "embed"},
     "diskcache": {"cache"},
     "pycurl": {"upstream"},
     "dns": {"upstream"},

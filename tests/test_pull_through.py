@@ -280,20 +280,8 @@ def test_token_endpoints_are_passed_through(client: Client, cache: Threaded, ups
     [record] = upstream.requests.select(kind="token", method="POST")
     assert record.headers["content-length"] == str(len(body))
     assert record.headers["content-type"] == "application/x-www-form-urlencoded"
-    assert not {"x-other", "expect"} & set(record.headers)
-
-
-@pytest.mark.parametrize("size", [(1 << 20) + 1, 50 << 20])
-def test_bodies_are_limited(cache: Threaded, upstream: LyingUpstream, size: int) -> None:
-    """More than a token request ever needs is refused before it is read, and nothing goes upstream."""
-    with cache.client() as client:
-        client.putrequest("POST", "/token", skip_host=True)
-        client.putheader("Host", cache.registry)
-        client.putheader("Content-Length", str(size))
-        client.endheaders()
-        response = client.getresponse()
-        assert (response.status, json.loads(response.read())["errors"][0]["code"]) == (413, "UNSUPPORTED")
-    assert len(upstream.requests) == 0
+    assert record.headers["x-other"] == "1"
+    assert "expect" not in record.headers
 
 
 @pytest.mark.parametrize(
@@ -311,9 +299,10 @@ def test_bodies_are_limited(cache: Threaded, upstream: LyingUpstream, size: int)
         ("POST", "/v1/users/login"),
     ],
 )
-def test_what_is_no_pull_is_refused(client: Client, upstream: LyingUpstream, method: str, target: str) -> None:
-    """405 in the registry's own language, and nothing goes upstream."""
-    reply = client.ask(method, target)
+def test_what_is_no_pull_is_not_for_mirrors(cache: Threaded, upstream: LyingUpstream, method: str, target: str) -> None:
+    """405 in the registry's own language, and nothing goes upstream: a mirror is asked for pulls."""
+    with cache.client("mirror") as mirror:
+        reply = mirror.ask(method, target)
     assert (reply.status, reply.code, reply.outcome) == (405, "UNSUPPORTED", "REFUSED")
     assert len(upstream.requests) == 0
 
@@ -325,7 +314,6 @@ def test_what_is_no_pull_is_refused(client: Client, upstream: LyingUpstream, met
         ("/v2/team%2Fapp/manifests/1", 400, "NAME_INVALID"),
         (f"/v2/{NAME}/blobs/sha256:123", 400, "DIGEST_INVALID"),
         (f"/v2/{NAME}/blobs/md5:{'0' * 32}", 400, "DIGEST_INVALID"),
-        (f"/v2/{NAME}/unknown/1", 404, "NAME_UNKNOWN"),
     ],
 )
 def test_nonsense_is_refused(client: Client, upstream: LyingUpstream, target: str, status: int, code: str) -> None:

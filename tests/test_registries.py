@@ -63,6 +63,30 @@ def test_find(host: str, name: str | None) -> None:
     assert (found and found.name) == name
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "name"),
+    [
+        ("quay.io", 443, "quay.io"),
+        ("Quay.IO.", 443, "quay.io"),
+        ("quay.io", 8443, None),
+        ("h.example", 5000, "h.example:5000"),
+        ("h.example", 443, None),
+        ("mirror.example", 443, "h.example:5000"),
+        ("evil.example", 443, None),
+    ],
+)
+def test_at(host: str, port: int, name: str | None) -> None:
+    """What CONNECT names is a registry at its own port, which is 443 unless its name says otherwise."""
+    found = KNOWN.at(host, port)
+    assert (found and found.name) == name
+
+
+def test_server_names() -> None:
+    """TLS is asked for names without ports."""
+    assert {"quay.io", "docker.io", "h.example", "mirror.example"} <= KNOWN.server_names
+    assert not any(":" in name for name in KNOWN.server_names)
+
+
 def test_named() -> None:
     """A canonical name finds its registry; an alias is none."""
     assert KNOWN.named("docker.io") is DOCKER_HUB

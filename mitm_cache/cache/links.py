@@ -75,6 +75,28 @@ class Links:
             raise StoreError(f"link {name} cannot be written: {error.strerror}") from error
         self._index.put(f"link:{name}", text)
 
+    def untag(self, registry: str, repository: Repository, tag: Tag) -> None:
+        """Forget what a tag was, for every client. Blocks on the disk; raises StoreError."""
+        name = f"{registry}/{repository}/_tags/{tag}"
+        try:
+            for path in (self._folder / name).iterdir():
+                self._drop(f"{name}/{path.name}")
+        except FileNotFoundError:
+            pass  # nothing is known of it
+        except OSError as error:
+            raise StoreError(f"links of {name} cannot be read: {error.strerror}") from error
+
+    def drop(self, registry: str, repository: Repository, digest: Digest) -> None:
+        """Forget that a repository holds a content. Blocks on the disk; raises StoreError."""
+        self._drop(f"{registry}/{repository}/_digests/{digest.filename}")
+
+    def _drop(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"link {name} cannot be removed: {error.strerror}") from error
+        self._index.drop(f"link:{name}")
+
     def forget(self, digests: Container[Digest]) -> None:
         """Remove every link to these digests: their content is gone. Walks the whole tree."""
         for root, _, files in os.walk(self._folder):

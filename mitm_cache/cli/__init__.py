@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mitm_cache.cli.addon_path import addon_path
 from mitm_cache.cli.ca import ca
 from mitm_cache.cli.demo import demo
 from mitm_cache.cli.example import example
@@ -45,5 +46,5 @@ def main(context: click.Context, file: Path | None, data_dir: str | None) -> Non
     context.obj = config_of
 
 
-for _command in (serve, demo, status, ca, example):
+for _command in (serve, demo, status, ca, example, addon_path):
     main.add_command(_command)

@@ -14,23 +14,6 @@ from mitm_cache.oci.reference import Reference, Repository, parse_reference
 MAX_PATH = 2048
 """Bytes of a path and query; registries' own limits are lower."""
 
-TOKEN_PATHS = frozenset(
-    {
-        "/token",
-        "/token/",
-        "/v2/auth",
-        "/v2/token",
-        "/v2/_auth",
-        "/jwt/auth",
-        "/service/token",
-        "/oauth2/token",
-        "/oauth2/exchange",
-        "/auth",
-        "/auth/token",
-    }
-)
-"""Where registries serve the tokens of the Docker token authentication on their own host."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ping:
@@ -71,36 +54,35 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenExchange:
-    """A token endpoint on the registry's own host."""
-
-
-@dataclass(frozen=True, slots=True)
 class Other:
-    """Anything else on a registry's host: login pages, web interfaces."""
+    """Anything else on a registry's host: token endpoints, login pages, web interfaces, extensions of its API."""
 
 
-type Operation = Ping | Manifest | Blob | TagList | Referrers | Catalog | Upload | TokenExchange | Other
+type Operation = Ping | Manifest | Blob | TagList | Referrers | Catalog | Upload | Other
 
 
 def classify(path: str) -> Operation:
-    """What `path` (no query) asks for; raise ClientError where it is a registry path with an invalid part."""
+    """What `path` (no query) asks for; raise ClientError where it is an endpoint of the spec with an invalid part."""
     if len(path) > MAX_PATH:
         raise ClientError(f"the path is longer than {MAX_PATH} bytes", status=414)
-    if path in TOKEN_PATHS:
-        return TokenExchange()
+    if not path.startswith("/"):
+        raise ClientError("a path begins with /", status=405)
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        raise ClientError("a path here holds no . and .. segments", code="NAME_INVALID")
     if path in ("/v2", "/v2/"):
         return Ping()
     if not path.startswith("/v2/"):
         return Other()
-    if "%" in path:
-        raise ClientError("a registry path holds no percent-encoded characters", code="NAME_INVALID")
     if path == "/v2/_catalog":
         return Catalog()
     return _classify_in_repository(path.removeprefix("/v2/"))
 
 
 def _classify_in_repository(rest: str) -> Operation:
+    # Where an upload goes on is the registry's own choice, told in a Location: blobs/upload/<any> at some.
+    uploading, found, _ = rest.partition("/blobs/upload")
+    if "%" in rest and not found:
+        raise ClientError("a registry path holds no percent-encoded characters", code="NAME_INVALID")
     match rest.rsplit("/", 2):
         case [name, "manifests", reference]:
             return Manifest(Repository.parse(name), parse_reference(reference))
@@ -108,23 +90,20 @@ def _classify_in_repository(rest: str) -> Operation:
             return TagList(Repository.parse(name))
         case [name, "referrers", digest]:
             return Referrers(Repository.parse(name), Digest.parse(digest))
-        case [name, "blobs", digest] if digest != "uploads":
+        case [name, "blobs", digest] if digest not in ("upload", "uploads"):
             return Blob(Repository.parse(name), Digest.parse(digest))
-    name, found, session = rest.partition("/blobs/uploads")
-    if found and session[:1] in ("", "/"):
-        return Upload(Repository.parse(name))
-    raise ClientError(
-        "no such registry endpoint; a path ends in manifests/<reference>, blobs/<digest>, tags/list or "
-        "referrers/<digest>",
-        status=404,
-        code="NAME_UNKNOWN",
-    )
+    return Upload(Repository.parse(uploading)) if found else Other()
+
+
+def is_pull(method: str, operation: Operation) -> bool:
+    """Whether a request is answered by what the cache knows of pulls; all others are relayed as they are."""
+    return method in ("GET", "HEAD") and not isinstance(operation, Upload | Other)
 
 
 def repository_of(operation: Operation) -> Repository | None:
     """The repository an operation is about, if it is about one."""
     match operation:
-        case Ping() | Catalog() | TokenExchange() | Other():
+        case Ping() | Catalog() | Other():
             return None
         case _:  # all others have one, or the type checker objects
             return operation.repository

@@ -12,7 +12,7 @@ memory with pipelined requests meanwhile; a client that takes nothing for a minu
 import asyncio
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from OpenSSL import SSL
 
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.proxy.door import Exchange
-from mitm_cache.wire.message import FileBody
+from mitm_cache.wire.message import FileBody, StreamBody
 
 CHUNK = 256 << 10
 CROWD = 4
@@ -39,9 +39,10 @@ class Delivery:
     """A body on its way to a client; `complete` only once every byte of it has been handed to the socket."""
 
     flow: http.HTTPFlow
-    body: FileBody
+    body: FileBody | StreamBody
     exchange: Exchange
     tls: Sequence[SSL.Connection] = field(repr=False)
+    chunked: bool = False
     sent: int = 0
     complete: bool = False
     failure: str = ""
@@ -79,10 +80,13 @@ class Pump:
             async with handler._drain_lock:
                 self._moving += 1
                 try:
-                    await self._move(delivery, io.writer)
+                    if isinstance(delivery.body, FileBody):
+                        await self._move(delivery, delivery.body, io.writer)
+                    else:
+                        await self._pass(delivery, delivery.body, io.writer)
                 finally:
                     self._moving -= 1
-            delivery.complete = delivery.sent == delivery.body.span.length
+            delivery.complete = True
         except TimeoutError:
             delivery.failure = f"the client took nothing for {self._stall:.0f} s"
         except (OSError, EOFError) as error:
@@ -99,10 +103,9 @@ class Pump:
             if not delivery.complete and transport is not None:
                 _abort(transport)
 
-    async def _move(self, delivery: Delivery, writer: asyncio.StreamWriter) -> None:
-        source, span = delivery.body.source, delivery.body.span
-        transport = writer.transport
-        transport.set_write_buffer_limits(0)  # drain() then means that the buffer may be used again
+    async def _move(self, delivery: Delivery, body: FileBody, writer: asyncio.StreamWriter) -> None:
+        source, span = body.source, body.span
+        writer.transport.set_write_buffer_limits(0)  # drain() then means that the buffer may be used again
         buffer = memoryview(bytearray(min(CHUNK, max(span.length, 1))))
         device = os.fstat(source.fileno()).st_dev
         position = span.start
@@ -113,17 +116,31 @@ class Pump:
             size = await self._read(source.fileno(), chunk, position, device)
             if not size:
                 raise EOFError("a cached file is shorter than it was")
-            for record in encrypt(delivery.tls, chunk[:size]):
-                writer.write(record)
-            delivery.exchange.mark_first_byte()
-            if transport.is_closing():
-                raise ConnectionResetError("the client is gone")
-            async with asyncio.timeout(self._stall):
-                await writer.drain()
+            await self._write(delivery, [chunk[:size]], writer)
             position += size
             delivery.sent += size
-            # drain() returns without a pause while the socket takes everything: one fast client would own the loop.
-            await asyncio.sleep(0)
+
+    async def _pass(self, delivery: Delivery, body: StreamBody, writer: asyncio.StreamWriter) -> None:
+        delivery.exchange.mark_first_byte()
+        writer.transport.set_write_buffer_limits(0)
+        while data := await body.source.receive():
+            framed = [b"%x\r\n" % len(data), data, b"\r\n"] if delivery.chunked else [data]
+            await self._write(delivery, framed, writer)
+            delivery.sent += len(data)
+
+    async def _write(
+        self, delivery: Delivery, pieces: Iterable[bytes | memoryview], writer: asyncio.StreamWriter
+    ) -> None:
+        for piece in pieces:
+            for record in encrypt(delivery.tls, piece):
+                writer.write(record)
+        delivery.exchange.mark_first_byte()
+        if writer.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        async with asyncio.timeout(self._stall):
+            await writer.drain()
+        # drain() returns without a pause while the socket takes everything: one fast client would own the loop.
+        await asyncio.sleep(0)
 
     async def _read(self, fd: int, buffer: memoryview, position: int, device: int) -> int:
         if device not in self._blocking_devices:

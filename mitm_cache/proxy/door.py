@@ -1,5 +1,6 @@
 """What is decided about a request before any of its body is read, and what is remembered of it until its last byte."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,17 +10,20 @@ from weakref import WeakKeyDictionary
 from mitmproxy import http
 from mitmproxy.connection import Client
 
+from mitm_cache import relay
 from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError, LoopError, MitmCacheError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, TokenExchange, classify, repository_of
+from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, classify, is_pull, repository_of
 from mitm_cache.proxy.identity import Arrival, identify
 from mitm_cache.registries import Known, Registry
+from mitm_cache.upstream.passage import Passage
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Credential, Request, Response
 
-MAX_BODY = 1 << 20
-"""Bytes of a request's body: only token endpoints take one."""
+MAX_BODY = 64 << 10
+"""Bytes of a pull's body, which has no meaning; the bodies of relayed requests are streams."""
+_LENGTH = re.compile("[0-9]{1,18}")
 FORMS = {"authority": 405, "absolute": 400}
 """What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
 
@@ -44,6 +48,8 @@ class Exchange:
     journal: Journal
     request: Request | None = None
     registry: Registry | None = None
+    relayed: bool = False
+    passage: Passage | None = None
     response: Response | None = None
     request_id: str = field(default_factory=lambda: token_hex(8))
     at: float = field(default_factory=time.time)
@@ -54,6 +60,13 @@ class Exchange:
     def mark_first_byte(self) -> None:
         """Note when the answer began to be sent."""
         self.first_byte = self.first_byte or time.monotonic()
+
+    def close(self) -> None:
+        """Let go of what is open for it: its client is gone, or has been told that something went wrong."""
+        if self.response is not None:
+            self.response.close()
+        if self.passage is not None:
+            self.passage.close()
 
     def finish(self, *, bytes_out: int, failure: str = "") -> None:
         """Record the event, once, with what was really sent."""
@@ -78,7 +91,7 @@ class Exchange:
                 digest=response.digest if response else "",
                 status=response.status if response else 0,
                 bytes_out=bytes_out,
-                bytes_in=response.bytes_in if response else 0,
+                bytes_in=bytes_out if self.relayed else response.bytes_in if response else 0,
                 ttfb_ms=round(((self.first_byte or now) - self.started) * 1000, 1),
                 ms=round((now - self.started) * 1000, 1),
                 user_agent=self.user_agent[:256],
@@ -154,7 +167,7 @@ class Door:
             )
         operation = classify(request.path.partition("?")[0])
         authorization = request.headers.get("authorization")
-        exchange.request = Request(
+        exchange.request = relayed = Request(
             listener=arrival.listener,
             client=exchange.client,
             method=request.method,
@@ -163,9 +176,16 @@ class Door:
             target=request.path,
             headers=Headers(request.headers.items(multi=True)),
             credential=Credential(authorization) if authorization else None,
+            size=None if "transfer-encoding" in request.headers else _size(request.headers.get("content-length", "0")),
         )
-        if request.method not in ("GET", "HEAD") and not isinstance(operation, TokenExchange):
-            raise ClientError(f"{request.method} is not relayed to {registry.name}", status=405)
-        declared = request.headers.get("content-length", "0")
-        if not declared.isdigit() or int(declared) > MAX_BODY:
-            raise ClientError(f"a request body is at most {MAX_BODY} bytes here", status=413)
+        if not is_pull(request.method, operation):
+            relay.admit(relayed)
+            exchange.relayed = True
+        elif relayed.size is not None and relayed.size > MAX_BODY:
+            raise ClientError(f"the body of a pull is at most {MAX_BODY} bytes", status=413)
+
+
+def _size(declared: str) -> int:
+    if not _LENGTH.fullmatch(declared):
+        raise ClientError("Content-Length is a number of bytes")
+    return int(declared)

@@ -12,16 +12,17 @@ from http import HTTPStatus
 from socket import socket
 from typing import Protocol
 
-from mitm_cache.errors import ClientError, MitmCacheError
+from mitm_cache.errors import ClientError, LoopError, MitmCacheError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci import problem
 from mitm_cache.proxy.peek import PATIENCE, Beginning, Connect, Replay, read_connect, read_server_name
 from mitm_cache.proxy.tunnel import Tunnel
-from mitm_cache.registries import Known
+from mitm_cache.registries import HTTPS, Known
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-HTTPS = 443
 _METHODS = {"connect": "CONNECT"}
+_RANDOM = slice(11, 43)
+"""Where a ClientHello has its random bytes: after the heads of record and message, and a version (RFC 8446, 4.1.2)."""
 
 
 class Dial(Protocol):
@@ -66,6 +67,7 @@ class Front:
         self._dial = dial
         self._journal = journal
         self._clock = clock
+        self._hellos: set[bytes] = set()
 
     async def receive(
         self, listener: str, client: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -99,7 +101,7 @@ class Front:
         return Intercepted(Replay(reader, beginning.data))
 
     def _target(self, asked: Connect, reader: asyncio.StreamReader) -> Intercepted | Tunnelled:
-        if self._known.find(f"{asked.host}:{asked.port}") or (asked.port == HTTPS and self._known.find(asked.host)):
+        if self._known.at(asked.host, asked.port):
             return Intercepted(Replay(reader, asked.rest), asked.host)
         if asked.port not in self._connect_ports:
             allowed = ", ".join(map(str, sorted(self._connect_ports))) or "none"
@@ -118,7 +120,29 @@ class Front:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Dial, and pass on until it ends."""
+        """Dial, and pass on until it ends. A tunnel carries no Via, but a ClientHello that is back is the same one."""
+        hello = way.beginning[_RANDOM] if listener == "tls" else b""
+        if hello in self._hellos:
+            loop = LoopError(f"{way.host} leads back to this cache; set upstream.resolvers")
+            self._refuse(listener, client, loop, writer)
+            return
+        if not hello:
+            await self._carry(listener, client, way, reader, writer)
+            return
+        self._hellos.add(hello)
+        try:
+            await self._carry(listener, client, way, reader, writer)
+        finally:
+            self._hellos.discard(hello)
+
+    async def _carry(
+        self,
+        listener: str,
+        client: str,
+        way: Tunnelled,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         started = self._clock()
         try:
             server = await self._dial(way.host, way.port, trusted=listener == "tls")

@@ -9,12 +9,13 @@ import errno
 import ipaddress
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.master import Master
 from mitmproxy.proxy import layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
@@ -22,10 +23,10 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.parsing import Endpoint, Network
-from mitm_cache.proxy.door import Door, Way
+from mitm_cache.proxy.door import Way
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.peek import Replay
-from mitm_cache.proxy.stream import MAX_HEAD, DeliveryLayer, RefusalLayer
+from mitm_cache.proxy.stream import MAX_HEAD, RefusalLayer
 
 BACKLOG = 1024
 TLS_RECORD = 0x16
@@ -90,14 +91,16 @@ class Listeners:
         self._mode = ProxyMode.parse("regular")
         self._master: Master | None = None
         self._proxyserver: Proxyserver | None = None
-        self._door: Door | None = None
+        self._http: Callable[[Context], layer.Layer] | None = None
         self._front: Front | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self.started = asyncio.Event()
 
-    def join(self, *, master: Master, proxyserver: Proxyserver, door: Door, front: Front) -> None:
-        """Say whom connections are handed to."""
-        self._master, self._proxyserver, self._door, self._front = master, proxyserver, door, front
+    def join(
+        self, *, master: Master, proxyserver: Proxyserver, http: Callable[[Context], layer.Layer], front: Front
+    ) -> None:
+        """Say whom connections are handed to; `http` makes the layer that speaks HTTP on one."""
+        self._master, self._proxyserver, self._http, self._front = master, proxyserver, http, front
 
     def listener(self, connection_id: str) -> str:
         """The listener a connection came in by."""
@@ -181,22 +184,22 @@ class Listeners:
         context = nextlayer.context
         # Refused unless what follows decides otherwise; mitmproxy's TLS layer also needs one that was made before it.
         nextlayer.layer = RefusalLayer(context, "internal error")
-        if self._door is None:
+        if self._http is None:
             return
         way = self.way(context.client.id)
         speaks_tls = data[0] == TLS_RECORD
         if (way.listener == "tls" or way.target) and not context.client.tls:
             if speaks_tls:
-                nextlayer.layer = _ClientTLS(context)
+                nextlayer.layer = ClientTLS(context)
             else:
                 nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
         elif speaks_tls:
             nextlayer.layer = RefusalLayer(context, f"The {way.listener} listener takes plain HTTP only.")
         else:
-            nextlayer.layer = DeliveryLayer(context, self._door)
+            nextlayer.layer = self._http(context)
 
 
-class _ClientTLS(ClientTLSLayer):
+class ClientTLS(ClientTLSLayer):
     """TLS with a limit on the ClientHello, of which mitmproxy would keep 16 MiB, parsed anew with every packet."""
 
     def receive_handshake_data(self, data: bytes) -> layer.CommandGenerator[tuple[bool, str | None]]:

@@ -1,71 +1,107 @@
-"""The request hook: an admitted request goes to `PullThrough`, and its answer is made ready for delivery.
+"""The request hooks: what is admitted goes to `PullThrough` or to `Relay`, and the answer is made ready for delivery.
 
 mitmproxy logs what an addon raises and lets the flow go on upstream, so whatever is unexpected here is answered
 with 502: fail closed.
 """
 
 import logging
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
 
-from mitm_cache.answers import explain
+from mitm_cache.answers import explain, switching
 from mitm_cache.errors import MitmCacheError
-from mitm_cache.proxy.door import Door, Exchange
-from mitm_cache.proxy.stream import render
-from mitm_cache.pull_through import PullThrough
+from mitm_cache.proxy.door import Door
+from mitm_cache.proxy.stream import Relayed, Upgrading, render
+from mitm_cache.relay import Relay
 from mitm_cache.wire.challenge import in_clear
 from mitm_cache.wire.headers import Headers
-from mitm_cache.wire.message import Response
+from mitm_cache.wire.message import Request, Response
 
 logger = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """Answers pulls."""
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one; what goes wrong is an answer too."""
+        ...
 
 
 class Serve:
     """Answers every request; none goes on to a server by mitmproxy's own leg."""
 
-    def __init__(self, *, pull_through: PullThrough, door: Door, proxyserver: Proxyserver) -> None:
+    def __init__(self, *, pull_through: Handler, relay: Relay, door: Door, proxyserver: Proxyserver) -> None:
         self._pull_through = pull_through
+        self._relay = relay
         self._door = door
         self._proxyserver = proxyserver
 
     async def request(self, flow: http.HTTPFlow) -> None:
-        """Answer."""
+        """Answer a pull."""
+        await self._settle(flow, self._pull_through.handle)
+
+    async def relay_room(self, relayed: Relayed) -> None:
+        """Wait until upstream has taken some of what the client has sent, which sends no more meanwhile."""
+        async with self._held_back(relayed.flow):
+            await relayed.passage.room()
+
+    async def relay_answer(self, relayed: Relayed) -> None:
+        """Answer a request that has been passed on."""
+        await self._settle(relayed.flow, lambda request: self._relay.answer(request, relayed.passage))
+
+    async def upgrade(self, upgrading: Upgrading) -> None:
+        """Ask for a WebSocket; what is not given one is relayed as it is."""
+        exchange = self._door.pending.get(upgrading.flow)
+        if exchange is None or exchange.request is None:
+            return
+        async with self._held_back(upgrading.flow):
+            upgrading.upgraded = await self._relay.upgrade(exchange.request)
+        if upgrading.upgraded is not None:
+            exchange.response = switching(upgrading.upgraded.headers)
+            upgrading.flow.response = render(exchange, exchange.response)
+
+    async def _settle(self, flow: http.HTTPFlow, answer: Callable[[Request], Awaitable[Response]]) -> None:
         exchange = self._door.pending.get(flow)
         flow.response = http.Response.make(502, b"this request came through no door of the cache\n")
-        if exchange is None:
+        if exchange is None or exchange.request is None:
             return
+        request = exchange.request
         try:
-            exchange.response = await self._answer(exchange, flow)
-            flow.response = render(exchange, exchange.response)
+            # While the answer is made, the client cannot fill our memory with more requests.
+            async with self._held_back(flow):
+                exchange.response = response = await answer(request)
+            if exchange.listener == "clear":
+                _lead_back(response, request)
+            flow.response = render(exchange, response, flow.request.http_version)
         except BaseException as error:
-            if exchange.response is not None:
-                exchange.response.close()
-            exchange.response = explain(MitmCacheError("internal error", status=502), exchange.request)
-            flow.response = render(exchange, exchange.response)
+            exchange.close()
+            exchange.response = explain(MitmCacheError("internal error", status=502), request)
+            flow.response = render(exchange, exchange.response, flow.request.http_version)
             if not isinstance(error, Exception):
                 raise
             logger.exception("a request failed for no known reason")
 
-    async def _answer(self, exchange: Exchange, flow: http.HTTPFlow) -> Response:
-        assert exchange.request is not None
-        request = replace(exchange.request, body=flow.request.raw_content or b"")
-        handler = self._proxyserver.connections[flow.client_conn.id]
-        # While the answer is made, the client cannot fill our memory with more requests.
-        async with handler._drain_lock:
-            response = await self._pull_through.handle(request)
-        if exchange.listener == "clear":
-            response.headers = Headers(
-                (name, in_clear(value, request.registry.names) if name.lower() == "www-authenticate" else value)
-                for name, value in response.headers
-            )
-        return response
+    def _held_back(self, flow: http.HTTPFlow) -> AbstractAsyncContextManager[object]:
+        """mitmproxy's reader waits for this lock after each read."""
+        handler = self._proxyserver.connections.get(flow.client_conn.id)
+        return handler._drain_lock if handler is not None else nullcontext()
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left before its answer: let go of what was open for it."""
         exchange = self._door.pending.get(flow)
         if exchange is not None and not exchange.recorded:
-            if exchange.response is not None:
-                exchange.response.close()
+            exchange.close()
             exchange.finish(bytes_out=0, failure="the client is gone")
+
+
+def _lead_back(response: Response, request: Request) -> None:
+    """Have a client that came without TLS get its token without TLS."""
+    response.headers = Headers(
+        (name, in_clear(value, request.registry.names) if name.lower() == "www-authenticate" else value)
+        for name, value in response.headers
+    )

@@ -4,6 +4,7 @@ All use of mitmproxy's internals is in this module, in `deliver.py` and in `mode
 """
 
 import logging
+from dataclasses import dataclass
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
@@ -15,21 +16,29 @@ from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
+    RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     ResponseData,
+    ResponseEndOfMessage,
     ResponseHeaders,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from OpenSSL import SSL
 
 from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError
 from mitm_cache.proxy.deliver import DeliverBodyHook, Delivery
 from mitm_cache.proxy.door import MAX_BODY, Door, Exchange
-from mitm_cache.wire.message import FileBody, Response
+from mitm_cache.proxy.upgrade import CrossHook, Crossing, CrossRoomHook
+from mitm_cache.relay import Relay
+from mitm_cache.upstream.passage import Passage
+from mitm_cache.upstream.upgrade import Upgraded, is_upgrade
+from mitm_cache.wire.message import FileBody, Response, StreamBody
 
+HTTP_1_1 = "HTTP/1.1"
 MAX_HEAD = 64 << 10
 """Bytes of a request's head; mitmproxy itself has no limit."""
 MAX_AHEAD = 1 << 20
@@ -38,8 +47,48 @@ MAX_AHEAD = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-def render(exchange: Exchange, response: Response) -> http.Response:
-    """The answer as mitmproxy's message; a file body stays outside of it."""
+@dataclass
+class Relayed:
+    """A request that is passed on, as the hooks are told of it."""
+
+    flow: http.HTTPFlow
+    passage: Passage
+
+
+@dataclass
+class Upgrading:
+    """A request for a WebSocket, which it may get."""
+
+    flow: http.HTTPFlow
+    upgraded: Upgraded | None = None
+
+
+@dataclass
+class UpgradeHook(commands.StartHook):
+    """Ask upstream for a WebSocket."""
+
+    name = "upgrade"
+    upgrading: Upgrading
+
+
+@dataclass
+class RelayRoomHook(commands.StartHook):
+    """Upstream is slower than the client: wait."""
+
+    name = "relay_room"
+    relayed: Relayed
+
+
+@dataclass
+class RelayAnswerHook(commands.StartHook):
+    """The client has said everything, or need not: make the answer."""
+
+    name = "relay_answer"
+    relayed: Relayed
+
+
+def render(exchange: Exchange, response: Response, http_version: str = HTTP_1_1) -> http.Response:
+    """The answer as mitmproxy's message; a body that is not in memory stays outside of it."""
     reason = "".join(c for c in response.reason if " " <= c <= "~")[:200]
     fields = [
         *response.headers,
@@ -47,9 +96,12 @@ def render(exchange: Exchange, response: Response) -> http.Response:
         ("X-Cache-Reason", reason),
         ("X-Request-Id", exchange.request_id),
     ]
+    if isinstance(response.body, StreamBody) and response.body.length is None:
+        # RFC 9112, 6.3: without a length a body is chunked, or for older clients as long as the connection.
+        fields.append(("Transfer-Encoding", "chunked") if http_version == HTTP_1_1 else ("Connection", "close"))
     content = response.body if isinstance(response.body, bytes) else b""
     message = http.Response.make(response.status, b"", ())
-    message.http_version = "HTTP/1.1"
+    message.http_version = HTTP_1_1
     message.headers = http.Headers([(k.encode("latin-1"), v.encode("latin-1", "replace")) for k, v in fields])
     message.data.content = content
     return message
@@ -80,9 +132,11 @@ class OneWriteServer(Http1Server):
 class DeliveryStream(HttpStream):
     """A stream that asks the door first, and whose file bodies are delivered by the pump."""
 
-    def __init__(self, context: Context, stream_id: int, door: Door) -> None:
+    def __init__(self, context: Context, stream_id: int, door: Door, relay: Relay) -> None:
         super().__init__(context, stream_id)
         self._door = door
+        self._relay = relay
+        self._crossing: Crossing
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         exchange = self._door.admit(self.context.client, event.request)
@@ -92,19 +146,86 @@ class DeliveryStream(HttpStream):
             yield from self._refuse(exchange, exchange.response)
             return
         yield from super().state_wait_for_request_headers(event)
-        if self.flow.live:
-            self._door.pending[self.flow] = exchange
-        else:
+        if not self.flow.live:
             exchange.finish(bytes_out=0, failure="the request is malformed")
+            return
+        self._door.pending[self.flow] = exchange
+        if exchange.relayed and exchange.request is not None:
+            if event.end_stream and is_upgrade(exchange.request.headers):
+                self.client_state = self.state_upgrade
+            else:
+                exchange.passage = self._relay.begin(exchange.request)
+                self.client_state = self.state_relay_request_body
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         exchange = self._door.pending.get(self.flow)
         if exchange and isinstance(event, RequestData) and len(self.request_body_buf) + len(event.data) > MAX_BODY:
-            error = ClientError(f"a request body is at most {MAX_BODY} bytes here", status=413)
+            error = ClientError(f"the body of a pull is at most {MAX_BODY} bytes", status=413)
             exchange.response = explain(error, exchange.request)
             yield from self._refuse(exchange, exchange.response)
             return
         yield from super().state_consume_request_body(event)
+
+    def state_relay_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        exchange = self._door.pending[self.flow]
+        passage = exchange.passage
+        assert passage is not None
+        relayed = Relayed(self.flow, passage)
+        if isinstance(event, RequestData):
+            passage.upload.send(event.data)
+            if passage.upload.full:
+                yield RelayRoomHook(relayed)
+            if passage.refused:
+                yield from self._answer_early(exchange, relayed)
+        elif isinstance(event, RequestEndOfMessage):
+            passage.upload.end()
+            self.client_state = self.state_done
+            yield RelayAnswerHook(relayed)
+            if not (yield from self.check_killed(True)):
+                yield from self.send_response()
+
+    def state_upgrade(self, event: events.Event) -> layer.CommandGenerator[None]:
+        exchange = self._door.pending[self.flow]
+        assert exchange.request is not None
+        upgrading = Upgrading(self.flow)
+        yield UpgradeHook(upgrading)
+        if (yield from self.check_killed(True)):
+            if upgrading.upgraded is not None:
+                upgrading.upgraded.writer.close()
+        elif upgrading.upgraded is None:
+            exchange.passage = self._relay.begin(exchange.request)
+            yield from self.state_relay_request_body(event)
+        else:
+            yield from self._cross(exchange, upgrading.upgraded)
+
+    def _cross(self, exchange: Exchange, upgraded: Upgraded) -> layer.CommandGenerator[None]:
+        assert self.flow.response
+        self._crossing = Crossing(self.flow, exchange, upgraded, self._tls())
+        self.client_state = self.state_cross
+        self.server_state = self.state_done
+        yield HttpResponseHook(self.flow)
+        yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, False), self.context.client)
+        yield CrossHook(self._crossing)
+        # mitmproxy's HTTP/1 then hands everything on as it comes.
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+    def state_cross(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, RequestData):
+            self._crossing.inbox.send(event.data)
+            if self._crossing.inbox.full:
+                yield CrossRoomHook(self._crossing)
+        else:
+            self._crossing.inbox.end()
+
+    def _answer_early(self, exchange: Exchange, relayed: Relayed) -> layer.CommandGenerator[None]:
+        """Upstream wants no more of the request: pass its answer on, and close our side."""
+        self.client_state = self.server_state = self.state_errored
+        yield RelayAnswerHook(relayed)
+        if (yield from self.check_killed(True)):
+            return
+        assert self.flow.response
+        self.flow.response.headers["Connection"] = "close"
+        yield from self.send_response()
 
     def _refuse(self, exchange: Exchange, response: Response) -> layer.CommandGenerator[None]:
         """Answer at once and close our side: what the client still sends is read, so that no reset takes the answer."""
@@ -130,16 +251,18 @@ class DeliveryStream(HttpStream):
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         exchange = self._door.pending.get(self.flow)
         response = exchange.response if exchange else None
-        if exchange is None or response is None or not isinstance(response.body, FileBody):
-            self._expect_body()
-            yield from super().send_response(already_streamed)
-            if exchange is not None:
-                exchange.mark_first_byte()
-                sent = len(response.body) if response and isinstance(response.body, bytes) else 0
-                gone = self.flow.error is not None
-                exchange.finish(bytes_out=0 if gone else sent, failure="the client is gone" if gone else "")
+        if exchange is not None and response is not None and not isinstance(response.body, bytes):
+            yield from self._send_body(exchange, response.body)
             return
-        yield from self._send_file(exchange, response.body)
+        self._expect_body()
+        yield from super().send_response(already_streamed)
+        gone = self.flow.error is not None
+        if exchange is not None:
+            exchange.mark_first_byte()
+            sent = len(response.body) if response and isinstance(response.body, bytes) else 0
+            exchange.finish(bytes_out=0 if gone else sent, failure="the client is gone" if gone else "")
+        if not gone and self.client_state == self.state_errored:
+            yield from self._end_early()
 
     def _expect_body(self) -> None:
         """The body is at hand: let the head wait for it."""
@@ -147,7 +270,7 @@ class DeliveryStream(HttpStream):
         assert isinstance(parent, DeliveryLayer)
         parent.server.body_follows = True
 
-    def _send_file(self, exchange: Exchange, body: FileBody) -> layer.CommandGenerator[None]:
+    def _send_body(self, exchange: Exchange, body: FileBody | StreamBody) -> layer.CommandGenerator[None]:
         assert self.flow.response
         yield HttpResponseHook(self.flow)
         self.server_state = self.state_done
@@ -156,15 +279,26 @@ class DeliveryStream(HttpStream):
             exchange.finish(bytes_out=0, failure="the client is gone")
             return
         yield SendHttp(ResponseHeaders(self.stream_id, self.flow.response, False), self.context.client)
-        # Innermost first: within TLS within TLS each layer encrypts what the one inside it has made.
-        tls = [below.tls for below in reversed(self.context.layers) if isinstance(below, ClientTLSLayer)]
-        delivery = Delivery(self.flow, body, exchange, tls)
+        chunked = "transfer-encoding" in self.flow.response.headers
+        delivery = Delivery(self.flow, body, exchange, self._tls(), chunked)
         yield DeliverBodyHook(delivery)
         exchange.finish(bytes_out=delivery.sent, failure="" if delivery.complete else delivery.failure or "cut")
-        if delivery.complete:
-            yield from self.flow_done()
-        else:
+        if not delivery.complete:
             yield from self._cut(delivery)
+        elif self.client_state == self.state_errored:
+            yield from self._end_early()
+        else:
+            yield from self.flow_done()
+
+    def _tls(self) -> list[SSL.Connection]:
+        """Innermost first: within TLS within TLS each layer encrypts what the one inside it has made."""
+        return [below.tls for below in reversed(self.context.layers) if isinstance(below, ClientTLSLayer)]
+
+    def _end_early(self) -> layer.CommandGenerator[None]:
+        """The answer is whole and the request is not: what the client still sends of it is read, and dropped."""
+        self.flow.live = False
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+        yield commands.CloseTcpConnection(self.context.client, half_close=True)
 
     def _cut(self, delivery: Delivery) -> layer.CommandGenerator[None]:
         self.flow.error = mitmproxy_flow.Error(delivery.failure or "the delivery was cut")
@@ -177,14 +311,15 @@ class DeliveryStream(HttpStream):
 class DeliveryLayer(HttpLayer):
     """HTTP/1.1 with our streams, and with limits on what a client may send ahead of its answers."""
 
-    def __init__(self, context: Context, door: Door) -> None:
+    def __init__(self, context: Context, door: Door, relay: Relay) -> None:
         super().__init__(context, HTTPMode.regular)
         self._door = door
+        self._relay = relay
         self.server = OneWriteServer(context.fork())
         self.connections[context.client] = self.server
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        stream = DeliveryStream(self.context.fork(), stream_id, self._door)
+        stream = DeliveryStream(self.context.fork(), stream_id, self._door, self._relay)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 

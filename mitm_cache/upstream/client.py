@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mitm_cache.errors import LoopError, UpstreamError
+from mitm_cache.errors import LoopError, MitmCacheError, UpstreamError
 from mitm_cache.oci.reference import Repository
 from mitm_cache.registries import Registry
 from mitm_cache.upstream.curl import Answer, Outgoing, Sink, Transport
+from mitm_cache.upstream.passage import Passage
 from mitm_cache.upstream.route import Router
 from mitm_cache.upstream.tokens import AnonymousTokens, belongs
+from mitm_cache.upstream.upgrade import Line
 from mitm_cache.wire.challenge import parse_bearer
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Credential
@@ -16,6 +18,8 @@ from mitm_cache.wire.redirect import MAX_HOPS, STATUSES, Origin, carry, next_hop
 
 EXCHANGE_SECONDS = 60
 """For a whole exchange whose body is small."""
+RELAY_SECONDS = 900
+"""A registry may be silent for long while it puts together what was pushed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,6 @@ class Call:
     target: str
     headers: Headers
     credential: Credential | None
-    body: bytes = b""
     follow: bool = True
     limit: int = 64 << 10
 
@@ -61,6 +64,10 @@ class Client:
         """The URL below which a registry's `/v2/` is."""
         return self._bases.get(registry.name) or f"https://{registry.host}"
 
+    def marked(self, headers: Headers) -> Headers:
+        """With the mark by which this cache knows what it has sent itself (RFC 9110, 7.6.3)."""
+        return headers + Headers([("Via", f"1.1 {self._via}")])
+
     def exchange(self, call: Call) -> Answer:
         """A request whose answer is small: at most `call.limit` bytes, in 60 seconds. Raises UpstreamError."""
         return self._authorized(call, lambda outgoing: self._follow(outgoing, call, None))
@@ -69,9 +76,27 @@ class Client:
         """A request whose 2xx body goes to `sink` as it arrives. Raises UpstreamError, or what the sink raises."""
         return self._authorized(call, lambda outgoing: self._follow(outgoing, call, sink))
 
+    def relay(self, call: Call, passage: Passage) -> None:
+        """Pass a request on as it came, and its answer as it is: no redirect is followed and no token is got here."""
+        url = self.base(call.registry).rstrip("/") + call.target
+        outgoing = Outgoing(call.method, url, self.marked(call.headers), passage if passage.size != 0 else None)
+        try:
+            route = self._router.find(Origin.of(url), call.registry.name)
+            self._transport.perform(outgoing, route, sink=passage, stall=RELAY_SECONDS, abandoned=passage.abandoned)
+        except MitmCacheError as error:
+            passage.finish(error)
+        else:
+            passage.finish()
+
+    def connect(self, registry: Registry) -> Line:
+        """A connection to a registry by its route, TLS not yet begun. Raises UpstreamError."""
+        origin = Origin.of(self.base(registry))
+        route = self._router.find(origin, registry.name)
+        return Line(self._transport.dial(origin, route), origin, route)
+
     def _authorized(self, call: Call, send: Callable[[Outgoing], Answer]) -> Answer:
-        headers = call.headers + Headers([("Via", f"1.1 {self._via}"), ("Accept-Encoding", "identity")])
-        outgoing = Outgoing(call.method, self.base(call.registry).rstrip("/") + call.target, headers, call.body)
+        headers = self.marked(call.headers) + Headers([("Accept-Encoding", "identity")])
+        outgoing = Outgoing(call.method, self.base(call.registry).rstrip("/") + call.target, headers)
         if call.credential is not None:
             return send(_with_authorization(outgoing, call.credential.header))
         if call.repository is None:
@@ -95,7 +120,7 @@ class Client:
         return self._tokens.acquire(call.registry, repository, challenge, lambda url: self._token_exchange(url, call))
 
     def _token_exchange(self, url: str, call: Call) -> Answer:
-        headers = Headers([("Via", f"1.1 {self._via}"), ("Accept", "application/json")])
+        headers = self.marked(Headers([("Accept", "application/json")]))
         return self._follow(Outgoing("GET", url, headers), replace(call, method="GET", limit=1 << 20), None)
 
     def _follow(self, outgoing: Outgoing, call: Call, sink: Sink | None) -> Answer:
@@ -109,8 +134,11 @@ class Client:
                 seconds=0 if sink is not None else EXCHANGE_SECONDS,
             )
             answer.hops = hop
-            if answer.status == LoopError.status and self._is_loop(answer):
-                raise LoopError(f"the way to {origin.host} leads back to this cache; set upstream.resolvers or resolve")
+            if answer.status == LoopError.status:
+                raise LoopError(
+                    f"the way to {origin.host} leads in a circle; set upstream.resolvers or registries.NAME.resolve on "
+                    "each cache of it"
+                )
             if answer.status not in STATUSES or not call.follow:
                 return answer
             target = next_hop(
@@ -118,9 +146,6 @@ class Client:
             )
             outgoing = replace(outgoing, url=target, headers=carry(outgoing.headers, outgoing.url, target))
         raise UpstreamError(f"{call.registry.name} redirects more than {MAX_HOPS} times")
-
-    def _is_loop(self, answer: Answer) -> bool:
-        return self._via in (answer.headers.get("via") or "")
 
 
 @dataclass(frozen=True, slots=True)

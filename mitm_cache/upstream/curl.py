@@ -1,4 +1,4 @@
-"""One HTTP request by libcurl, in the calling thread; the only module that knows pycurl.
+"""One HTTP request by libcurl, in the calling thread; only this module and `blame.py` know pycurl.
 
 libcurl releases the GIL while it waits and decrypts, so downloads run beside the event loop instead of in it. What
 it would take from its surroundings (proxies of the environment, `.netrc`, signals, other protocols) is switched off.
@@ -15,7 +15,8 @@ from typing import Protocol
 
 import pycurl
 
-from mitm_cache.errors import MitmCacheError, StoppingError, UpstreamError
+from mitm_cache.errors import MitmCacheError, UpstreamError
+from mitm_cache.upstream.blame import explain, unauthenticated
 from mitm_cache.upstream.route import Route
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.proxies import Proxy
@@ -33,6 +34,19 @@ _STATUS = re.compile("[1-5][0-9]{2}")
 _LENGTH = re.compile("[0-9]{1,18}")
 
 
+class Upload(Protocol):
+    """A request's body, read in the thread that sends it."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes; None where they are not known before the end."""
+        ...
+
+    def read(self, limit: int) -> bytes:
+        """Up to `limit` bytes, b"" at the end. Raises MitmCacheError, which ends the request."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A request to one URL, as it goes out."""
@@ -40,7 +54,7 @@ class Outgoing:
     method: str
     url: str
     headers: Headers
-    body: bytes = b""
+    upload: Upload | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +102,7 @@ class _Exchange:
     head_size: int = 0
     answer: Answer | None = None
     streaming: bool = False
+    upload: Upload | None = None
     collected: bytearray = field(default_factory=bytearray)
     failure: MitmCacheError | None = None
 
@@ -113,7 +128,7 @@ class _Exchange:
     def _begin(self) -> None:
         assert self.answer is not None
         if self.forwarder is not None and self.status == 407:
-            raise UpstreamError(_unauthenticated(self.forwarder))
+            raise UpstreamError(unauthenticated(self.forwarder))
         self.streaming = self.sink is not None and self.sink.begin(self.answer)
 
     def on_body(self, data: bytes) -> int | None:
@@ -126,6 +141,15 @@ class _Exchange:
             return self._fail(UpstreamError(f"{self.origin} sent more than {self.limit} bytes where few were expected"))
         return None
 
+    def on_read(self, limit: int) -> bytes | int:
+        assert self.upload is not None
+        upload, data = self.upload, bytearray()
+
+        def read() -> None:
+            data.extend(upload.read(limit))
+
+        return pycurl.READFUNC_ABORT if self._guard(read) else bytes(data)
+
     def on_progress(self, *_: int) -> int:
         return 1 if self.stopped() else 0
 
@@ -135,7 +159,7 @@ class _Exchange:
         except MitmCacheError as error:
             return self._fail(error)
         except BaseException as error:  # noqa: BLE001 - libcurl would print it and go on
-            return self._fail(MitmCacheError(f"internal error while receiving: {type(error).__name__}: {error}"))
+            return self._fail(MitmCacheError(f"internal error in an exchange: {type(error).__name__}: {error}"))
         return None
 
     def _fail(self, error: MitmCacheError) -> int:
@@ -154,27 +178,39 @@ class Transport:
         self._lock = threading.Lock()
 
     def perform(
-        self, request: Outgoing, route: Route, *, sink: Sink | None = None, limit: int = 64 << 10, seconds: int = 0
+        self,
+        request: Outgoing,
+        route: Route,
+        *,
+        sink: Sink | None = None,
+        limit: int = 64 << 10,
+        seconds: int = 0,
+        stall: int = 0,
+        abandoned: Callable[[], bool] | None = None,
     ) -> Answer:
         """Send one request and return its answer; no redirect is followed.
 
-        `limit` bounds a body that no sink takes, in bytes; `seconds` the whole exchange, 0 for no bound but the stall.
-        Raises UpstreamError, or what the sink raised.
+        `limit` bounds a body that no sink takes, in bytes; `seconds` the whole exchange, 0 for no bound; `stall` how
+        long nothing may come or go, 0 for the usual half minute; `abandoned`, asked once a second, whether nobody
+        wants the answer any more. Raises UpstreamError, or what the sink or the upload raised.
         """
         origin = Origin.of(request.url)
         forwarder = route.proxy if origin.scheme == "http" else None
-        exchange = _Exchange(origin, sink, limit, self._stopped, forwarder)
+        stopped = (lambda: self._stopped() or abandoned()) if abandoned is not None else self._stopped
+        exchange = _Exchange(origin, sink, limit, stopped, forwarder, upload=request.upload)
         handle = self._take(origin, route)
         try:
-            self._configure(handle, request, origin, route, exchange, seconds)
+            self._configure(handle, request, origin, route, exchange, seconds, stall)
             handle.perform()
         except pycurl.error as error:
             # A kept connection may hold what an earlier answer had beyond its announced length.
             stale = error.args[0] == _NO_HTTP and handle.getinfo(pycurl.NUM_CONNECTS) == 0 and exchange.answer is None
-            failure = _explain(error, handle, origin, route, stopped=self._stopped())
+            failure = explain(error, handle, origin, route, stopped=self._stopped())
             handle.close()
-            if stale and not request.body and exchange.failure is None:
-                return self.perform(request, route, sink=sink, limit=limit, seconds=seconds)
+            if stale and request.upload is None and exchange.failure is None:
+                return self.perform(
+                    request, route, sink=sink, limit=limit, seconds=seconds, stall=stall, abandoned=abandoned
+                )
             raise exchange.failure or failure from None
         except BaseException:
             handle.close()
@@ -206,7 +242,7 @@ class Transport:
             # libcurl closes its own descriptor; a connection that it only made it does not shut down.
             connected = socket.socket(fileno=os.dup(handle.getinfo(pycurl.ACTIVESOCKET)))
         except pycurl.error as error:
-            raise _explain(error, handle, origin, route, stopped=self._stopped()) from None
+            raise explain(error, handle, origin, route, stopped=self._stopped()) from None
         finally:
             handle.close()
         connected.setblocking(True)
@@ -246,6 +282,7 @@ class Transport:
         route: Route,
         exchange: _Exchange,
         seconds: int,
+        stall: int,
     ) -> None:
         set_option = handle.setopt
         self._lead(handle, origin, route)
@@ -261,18 +298,23 @@ class Transport:
             set_option(pycurl.SSLCERT, str(route.client_cert))
             set_option(pycurl.SSLKEY, str(route.client_cert))
         set_option(pycurl.LOW_SPEED_LIMIT, 1)
-        set_option(pycurl.LOW_SPEED_TIME, STALL_SECONDS)
+        set_option(pycurl.LOW_SPEED_TIME, stall or STALL_SECONDS)
         set_option(pycurl.TIMEOUT, seconds)
         set_option(pycurl.BUFFERSIZE, 256 << 10)
-        # An empty value takes out what libcurl would add by itself.
-        fields = [f"{name}: {value}" for name, value in request.headers] + ["Expect:"]
-        if request.headers.get("accept") is None:
-            fields.append("Accept:")
+        # After a name, nothing takes out what libcurl would add by itself, and a semicolon sends it without a value.
+        fields = [f"{name}: {value}" if value else f"{name};" for name, value in request.headers]
+        fields += [f"{name}:" for name in _ADDED if request.headers.get(name) is None]
         set_option(pycurl.HTTPHEADER, [line.encode("latin-1", "replace") for line in fields])
-        if request.method == "HEAD":
+        if request.upload is not None:
+            set_option(pycurl.UPLOAD, 1)
+            set_option(pycurl.INFILESIZE_LARGE, -1 if request.upload.size is None else request.upload.size)
+            set_option(pycurl.READFUNCTION, exchange.on_read)
+            set_option(pycurl.FRESH_CONNECT, 1)  # what has been sent on a connection that was kept too long is lost
+            set_option(pycurl.CUSTOMREQUEST, request.method)
+        elif request.method == "HEAD":
             set_option(pycurl.NOBODY, 1)
         elif request.method != "GET":
-            set_option(pycurl.POSTFIELDS, request.body)
+            set_option(pycurl.POSTFIELDS, b"")
             set_option(pycurl.CUSTOMREQUEST, request.method)
         set_option(pycurl.HEADERFUNCTION, exchange.on_header)
         set_option(pycurl.WRITEFUNCTION, exchange.on_body)
@@ -304,12 +346,10 @@ class Transport:
             handle.close()
 
 
+_ADDED = ("Accept", "Content-Type", "Expect")
+"""Fields that libcurl adds where a request has none."""
 _NO_HTTP = pycurl.E_FTP_WEIRD_SERVER_REPLY  # its name without FTP is not in pycurl
-_TLS = {pycurl.E_SSL_CONNECT_ERROR, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER}
-
-
-_PROXY_FAILED = 97  # CURLE_PROXY, a SOCKS proxy's refusal, is not in pycurl
-_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS is not either
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS is not in pycurl
 _PROXY_TYPES = {
     "http": pycurl.PROXYTYPE_HTTP,
     "https": 2,  # CURLPROXY_HTTPS, nor that
@@ -324,47 +364,3 @@ def _bracketed(host: str) -> str:
 def _resolved(host: str, port: int, addresses: tuple[str, ...]) -> str:
     """An entry for libcurl, which tries the addresses of both families in turns."""
     return f"{host}:{port}:{','.join(map(_bracketed, addresses))}"
-
-
-def _explain(error: pycurl.error, handle: pycurl.Curl, origin: Origin, route: Route, *, stopped: bool) -> UpstreamError:
-    code, text = int(error.args[0]), str(error.args[1]) if len(error.args) > 1 else ""
-    if stopped and code == pycurl.E_ABORTED_BY_CALLBACK:
-        return StoppingError("the cache is shutting down")
-    if route.proxy is not None and (why := _explain_proxy(code, text, handle, origin, route.proxy)):
-        return UpstreamError(why)
-    way = f" by the proxy {route.proxy} ({route.proxy.key})" if route.proxy else ""
-    if code == pycurl.E_OPERATION_TIMEDOUT:
-        return UpstreamError(f"{origin} did not answer in time{way}", status=504)
-    if code == pycurl.E_COULDNT_CONNECT:
-        return UpstreamError(f"{origin} refused the connection or is not reachable")
-    if code in _TLS:
-        return UpstreamError(f"the TLS handshake with {origin} failed{way}: {text} (ca_file adds a private CA)")
-    if code == pycurl.E_PARTIAL_FILE:
-        return UpstreamError(f"{origin} closed the connection before the end of the body")
-    return UpstreamError(f"the connection to {origin} failed{way}: {text or f'libcurl error {code}'}")
-
-
-def _explain_proxy(code: int, text: str, handle: pycurl.Curl, origin: Origin, proxy: Proxy) -> str | None:
-    """What a proxy refused, or None where it is not to blame."""
-    answered = handle.getinfo(pycurl.HTTP_CONNECTCODE)
-    if answered in (401, 407):  # tinyproxy says 401 to a wrong password
-        return _unauthenticated(proxy)
-    if answered >= 300:
-        return f"{proxy.key}: the proxy {proxy} answered {answered} to CONNECT {origin.host}:{origin.port}"
-    if code in (pycurl.E_COULDNT_CONNECT, pycurl.E_COULDNT_RESOLVE_PROXY):
-        return f"{proxy.key}: the proxy {proxy} refused the connection or is not reachable"
-    if code == _PROXY_FAILED:
-        refused = handle.getinfo(pycurl.PROXY_ERROR) in _SOCKS_UNAUTHENTICATED
-        return (
-            _unauthenticated(proxy) if refused else f"{proxy.key}: the proxy {proxy} does not lead to {origin}: {text}"
-        )
-    return None
-
-
-_SOCKS_UNAUTHENTICATED = {12, 33}
-"""CURLPX_NO_AUTH and CURLPX_USER_REJECTED."""
-
-
-def _unauthenticated(proxy: Proxy) -> str:
-    given = "wants a user and a password" if proxy.user is None else "does not accept the user and password given"
-    return f"{proxy.key}: the proxy {proxy} {given} ({proxy.scheme}://USER:PASSWORD@{proxy.authority})"

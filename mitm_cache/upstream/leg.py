@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from socket import socket
+from urllib.parse import urlsplit
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.spool import Spool
@@ -16,25 +17,52 @@ from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer
 from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.flight import Boarded, Flights, Landed, Start
+from mitm_cache.upstream.passage import Passage
+from mitm_cache.upstream.upgrade import Upgraded, upgrade
 from mitm_cache.upstream.writer import Supply
 
 EXCHANGES = 32
 DOWNLOADS = 128
+RELAYS = 128
 
 
 class Leg:
     """Questions and downloads, off the event loop."""
 
-    def __init__(self, *, client: Client, dialer: Dialer, spool: Spool, blobs: Blobs, start: Start) -> None:
+    def __init__(
+        self,
+        *,
+        client: Client,
+        dialer: Dialer,
+        spool: Spool,
+        blobs: Blobs,
+        start: Start,
+        stopped: Callable[[], bool],
+    ) -> None:
+        """`start`: begins a task of the service; `stopped`: whether the service is ending."""
         self.client = client
         self._dialer = dialer
         self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
         self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
+        self._relays = ThreadPoolExecutor(RELAYS, thread_name_prefix="relay")
+        self._stopped = stopped
         self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, start=start)
 
     async def exchange(self, call: Call) -> Answer:
         """Ask, and wait for a small answer. Raises UpstreamError."""
         return await asyncio.get_running_loop().run_in_executor(self._exchanges, self.client.exchange, call)
+
+    def relay(self, call: Call, size: int | None) -> Passage:
+        """Begin to pass a request on, whose body has `size` bytes, None where that is not known yet."""
+        passage = Passage(size, stopped=self._stopped)
+        self._relays.submit(self.client.relay, call, passage)
+        return passage
+
+    async def upgrade(self, call: Call) -> Upgraded | None:
+        """Ask a registry for a WebSocket; None where it does not give one. Raises UpstreamError."""
+        line = await asyncio.get_running_loop().run_in_executor(self._exchanges, self.client.connect, call.registry)
+        base = urlsplit(self.client.base(call.registry)).path.rstrip("/")
+        return await upgrade(line, base + call.target, self.client.marked(call.headers))
 
     async def dial(self, host: str, port: int, *, trusted: bool) -> socket:
         """See `Dialer.dial`."""
@@ -52,4 +80,5 @@ class Leg:
     def close(self) -> None:
         """Wait for the threads; the transport has been told to stop before."""
         self._downloads.shutdown()
+        self._relays.shutdown()
         self._exchanges.shutdown()

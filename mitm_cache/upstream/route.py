@@ -100,6 +100,8 @@ class Names:
                 continue
             except dns.exception.DNSException as error:
                 failure = error
+                if isinstance(error, dns.exception.Timeout):
+                    break  # who does not answer does not answer a second question either
         if found:
             return tuple(found)
         why = "the DNS server did not answer" if failure else "no such name"

@@ -29,7 +29,10 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client asks of one registry. `target` is the path and query as sent."""
+    """What a client asks of one registry. `target` is the path and query as sent.
+
+    `size`: bytes of its body, None where the client does not say it before its end.
+    """
 
     listener: str
     client: str
@@ -39,7 +42,7 @@ class Request:
     target: str
     headers: Headers = field(default_factory=Headers)
     credential: Credential | None = None
-    body: bytes = field(default=b"", repr=False)  # a token request may hold a password
+    size: int | None = 0
 
 
 class File(Protocol):
@@ -73,7 +76,25 @@ class FileBody:
     span: Span
 
 
-type Body = bytes | FileBody
+class Stream(Protocol):
+    """Bytes that come once and are kept nowhere; closed by whoever delivers them."""
+
+    async def receive(self) -> bytes:
+        """The next bytes; b"" at the end. Raises MitmCacheError where that will never come."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBody:
+    """A stream of `length` bytes, None where that is not known before its end."""
+
+    source: Stream
+    length: int | None
+
+
+type Body = bytes | FileBody | StreamBody
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,5 +111,5 @@ class Response:
 
     def close(self) -> None:
         """Let go of the body without delivering it."""
-        if isinstance(self.body, FileBody):
+        if not isinstance(self.body, bytes):
             self.body.source.close()

@@ -1,8 +1,9 @@
 """Following redirects (RFC 9110, 15.4): where the next hop goes, and which headers may go there."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from mitm_cache.errors import UpstreamError
 from mitm_cache.wire.headers import Headers
@@ -70,6 +71,23 @@ def next_hop(url: str, location: str | None, *, allow_http: bool) -> str:
     if origin.scheme == "http" and not allow_http and Origin.of(url).scheme == "https":
         raise UpstreamError(f"{redact_safely(url)} redirects to http; only https is followed (upstream.allow_http)")
     return target
+
+
+def localize(location: str, seen: str, base: str, names: Collection[str]) -> str:
+    """A Location for a client that came another way than upstream believes: relative where it leads to the same host.
+
+    `seen`: the origin that the client speaks to; `base`: the URL where we reach the host, which has these `names`.
+    """
+    try:
+        origin = Origin.of(location)
+    except UpstreamError:
+        return location  # relative, or no address that is followed
+    own = origin == Origin.of(base) or origin.authority in names
+    parts = urlsplit(location)
+    if str(origin) == seen or not own or parts.path.startswith("//"):
+        return location
+    path = parts.path.removeprefix(urlsplit(base).path.rstrip("/")) or "/"
+    return urlunsplit(("", "", path, parts.query, parts.fragment))
 
 
 def carry(headers: Headers, source: str, target: str) -> Headers:

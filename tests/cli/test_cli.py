@@ -76,6 +76,7 @@ def test_commands() -> None:
         ("status",),
         ("ca",),
         ("example",),
+        ("addon-path",),
     }
 
 

@@ -1,5 +1,7 @@
 """The lab proves itself: pulls past the cache, straight from the internet's side."""
 
+import json
+
 import pytest
 
 from tests.lab import images
@@ -43,6 +45,35 @@ def test_basic_credentials_and_no_redirect(lab: Lab) -> None:
     assert client.pull("private.example.com/private/tiny:1", creds="lab:secret").digest == image.digest
     served = [row for row in lab.internet.log.requests("private.example.com", mark) if row.kind == "blob"]
     assert {(row.status, row.authorization) for row in served} == {(200, "basic")}
+
+
+def test_a_relative_redirect(lab: Lab) -> None:
+    """gcr.io checks the token, then sends a client from each blob to another path of its own."""
+    image, mark = lab.image(images.TINY), lab.internet.log.mark()
+    assert lab.skopeo(lab.direct).pull("gcr.io/lab/tiny:1").digest == image.digest
+    seen = lab.internet.log.requests("gcr.io", mark)
+    blobs = frozenset[str]().union(*image.blobs.values())
+    assert sum(row.status == 302 for row in seen if row.kind == "blob") == len(blobs)
+    assert sum(row.status == 200 for row in seen if row.kind == "object") == len(blobs)
+
+    (blob, *_) = sorted(blobs)
+    ask = ("curl", "-s", "-o", "/dev/null", "-w", "%header{location} %{http_code}")
+    asked = lab.direct.run("curl", "-s", "https://gcr.io/v2/token?service=gcr.io&scope=repository:lab/tiny:pull").out
+    bearer = ("-H", f"Authorization: Bearer {json.loads(asked)['token']}")
+    assert lab.direct.run(*ask, *bearer, f"https://gcr.io/v2/lab/tiny/blobs/{blob}").out.startswith("/artifacts-down")
+    assert lab.direct.run(*ask, *bearer, f"https://gcr.io/v2/private/tiny/blobs/{blob}").out == " 401"
+
+
+def test_manifests_elsewhere(lab: Lab) -> None:
+    """registry.k8s.io asks for nothing and has nothing: another host sends every manifest and blob."""
+    image, mark = lab.image(images.TINY), lab.internet.log.mark()
+    assert lab.skopeo(lab.direct).pull("registry.k8s.io/tiny:1").digest == image.digest
+    asked = [row for row in lab.internet.log.requests("registry.k8s.io", mark) if row.kind != "ping"]
+    assert {row.status for row in asked} == {307}
+    assert {row.kind for row in asked} == {"manifest by tag", "manifest by digest", "blob"}
+    sent = lab.internet.log.requests("us-west1-docker.pkg.dev", mark)
+    assert {row.status for row in sent} == {200}
+    assert len(sent) == len(asked)
 
 
 def test_faults_on_demand(lab: Lab) -> None:

@@ -18,8 +18,8 @@ _KINDS: list[tuple[str, Kind]] = [
     (r"/v2/.+/manifests/[a-z0-9]+:[0-9a-f]+", "manifest by digest"),
     (r"/v2/.+/manifests/[^/:]+", "manifest by tag"),
     (r"/v2/.+/blobs/[a-z0-9]+:[0-9a-f]+", "blob"),
-    (r"/registry/docker/registry/v2/blobs/.+/data", "object"),
-    (r"/token|/v2/auth", "token"),
+    (r"(/artifacts-downloads)?/registry/docker/registry/v2/blobs/.+/data", "object"),
+    (r"/token|/v2/token|/v2/auth", "token"),
 ]
 
 

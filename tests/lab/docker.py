@@ -1,15 +1,19 @@
-"""dockerd with folders and a socket of its own, driven by the docker command."""
+"""dockerd with folders and a socket of its own, driven by the docker command: its own pulls, and BuildKit's."""
 
-import base64
 import json
+import re
 import shutil
 from pathlib import Path
 
-from tests.lab.clients import Arrived
-from tests.lab.host import Host
-from tests.lab.process import Process
+from tests.lab.clients import Arrived, docker_login
+from tests.lab.host import Host, Ran
+from tests.lab.process import LabError, Process
 
 _NO_NETWORK = ("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none")
+
+
+# Debian's command line, whichever others are on PATH: one of another version may ask for a plugin of its own to build.
+BUILDKIT_COMMAND = "/usr/bin/docker"
 
 
 class Docker:
@@ -23,9 +27,15 @@ class Docker:
         self._daemon: Process | None = None
         self.wipe()
 
-    def _docker(self, *arguments: str, **env: str) -> str:
+    def _docker(self, *arguments: str, command: str = "docker", **env: str) -> Ran:
         own = {"DOCKER_CONFIG": str(self._folder / "cli"), **env}
-        return self._host.run("docker", "-H", f"unix://{self._folder}/socket", *arguments, env=own).out
+        return self._host.run(command, "-H", f"unix://{self._folder}/socket", *arguments, env=own)
+
+    def _ready(self, reference: str, creds: str) -> None:
+        """Start dockerd if it does not run, and log in."""
+        if self._daemon is None:
+            self._start()
+        docker_login(self._folder / "cli", reference, creds)
 
     def _start(self) -> None:
         (self._folder / "daemon.json").write_text(json.dumps(self._config))
@@ -39,23 +49,21 @@ class Docker:
         self._daemon.wait_until(lambda: self._host.attempt(*ping).returncode == 0, "dockerd's answer")
 
     def pull(self, reference: str, *, creds: str = "", platform: str = "") -> Arrived:
-        if self._daemon is None:
-            self._start()
-        registry = reference.partition("/")[0]
-        if registry == "docker.io":
-            registry = "https://index.docker.io/v1/"  # what Docker calls it since its first version
-        auths = {registry: {"auth": base64.b64encode(creds.encode()).decode()}} if creds else {}
-        (self._folder / "cli").mkdir(exist_ok=True)
-        (self._folder / "cli" / "config.json").write_text(json.dumps({"auths": auths}))
+        self._ready(reference, creds)
         self._docker("pull", "--quiet", *(["--platform", platform] if platform else []), reference)
-        (seen,) = json.loads(self._docker("image", "inspect", reference))
+        (seen,) = json.loads(self._docker("image", "inspect", reference).out)
         digests = {one.rpartition("@")[2] for one in seen["RepoDigests"]}
         assert len(digests) == 1, f"{reference} has {digests}"
         return Arrived(digests.pop(), seen["Id"])
 
+    def push(self, reference: str, target: str) -> None:
+        """Push a pulled image under another name, with the login of its pull."""
+        self._docker("tag", reference, target)
+        self._docker("push", "--quiet", target)
+
     def run(self, reference: str) -> str:
         """What a container of the image prints."""
-        return self._docker("run", "--rm", "--network", "none", reference)
+        return self._docker("run", "--rm", "--network", "none", reference).out
 
     def said(self) -> str:
         """dockerd's own log."""
@@ -67,3 +75,19 @@ class Docker:
             self._daemon = None
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
+
+
+class BuildKit(Docker):
+    """The BuildKit inside dockerd, which resolves and pulls by itself: a build from the image, of one more file."""
+
+    def pull(self, reference: str, *, creds: str = "", platform: str = "") -> Arrived:
+        self._ready(reference, creds)
+        context = self._folder / "context"
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text(f"FROM {reference}\nCOPY Dockerfile /\n")
+        flags = ["--pull", "--no-cache", "--progress=plain", *([f"--platform={platform}"] if platform else [])]
+        done = self._docker("build", *flags, str(context), command=BUILDKIT_COMMAND, DOCKER_BUILDKIT="1")
+        found = re.search(re.escape(reference) + "@(sha256:[0-9a-f]{64})", done.err)
+        if found is None:
+            raise LabError(f"BuildKit does not say what it pulled\n{done.err}")
+        return Arrived(found[1])

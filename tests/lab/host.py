@@ -17,8 +17,8 @@ from tests.lab.process import LabError, Process
 Trust = Literal["system", "perclient", "none"]
 
 # What the host changes lies over the machine's own /etc, and what its programs write goes to memory of their own:
-# nothing of the machine is touched. A host that has a folder `run` has a /run of its own. /sys is left alone (`ip netns exec` mounts it anew), or dockerd would miss its
-# cgroups.
+# nothing of the machine is touched. A host with a folder `run` has a /run of its own too. /sys is left alone (`ip netns
+# exec` mounts it anew), or dockerd would miss its cgroups.
 _ENTER = """
 set -e
 mount -t tmpfs lab "$1/rw"

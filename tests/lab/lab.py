@@ -10,9 +10,9 @@ from pathlib import Path
 import trustme
 
 from tests.lab import images, network, registries
-from tests.lab.clients import Client, Podman, Skopeo
+from tests.lab.clients import Buildah, Client, Podman, Skopeo, Syft
 from tests.lab.containerd import Cri, Ctr
-from tests.lab.docker import Docker
+from tests.lab.docker import BuildKit, Docker
 from tests.lab.host import Host
 
 ROOT = Path(__file__).parents[2]
@@ -61,13 +61,15 @@ class Lab:
     def image(self, recipe: images.Recipe) -> images.Image:
         """An image, made and pushed when first asked for.
 
-        The S3 registries have it under `lab/`, `library/` and `private/`, private.example.com under `private/`.
+        The S3 registries have it under `lab/`, `library/` and `private/`, private.example.com under `private/`,
+        registry.k8s.io by its bare name.
         """
         if recipe.name not in self._images:
             made = images.make(recipe, self.folder / "images" / recipe.name.replace(":", "-"))
             names = [f"{space}/{recipe.name}" for space in ("lab", "library", "private")]
             self.internet.push(made.source, *names)
-            self.internet.push(made.source, f"private/{recipe.name}", private=True)
+            names = [f"{space}/{recipe.name}" for space in ("private", "k8s-artifacts-prod/images")]
+            self.internet.push(made.source, *names, files=True)
             self._images[recipe.name] = made
         return self._images[recipe.name]
 
@@ -86,10 +88,19 @@ class Lab:
     def podman(self, host: Host | None = None) -> Podman:
         return self._keep(Podman(host or self.node, self.fresh("podman")))
 
+    def buildah(self, host: Host | None = None) -> Buildah:
+        return self._keep(Buildah(host or self.node, self.fresh("buildah")))
+
+    def syft(self, host: Host | None = None) -> Syft:
+        return self._keep(Syft(host or self.node, self.fresh("syft")))
+
     def docker(
         self, host: Host | None = None, *, mirrors: tuple[str, ...] = (), insecure: tuple[str, ...] = ()
     ) -> Docker:
         return self._keep(Docker(host or self.node, self.fresh("docker"), mirrors=mirrors, insecure=insecure))
+
+    def buildkit(self, host: Host | None = None) -> BuildKit:
+        return self._keep(BuildKit(host or self.node, self.fresh("build")))
 
     def ctr(self, host: Host | None = None) -> Ctr:
         return self._keep(Ctr(host or self.node, self.fresh("ctr")))

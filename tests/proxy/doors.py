@@ -22,7 +22,7 @@ from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import open_layout
 from mitm_cache.cache.links import Links
 from mitm_cache.cache.spool import Spool
-from mitm_cache.errors import UpstreamError
+from mitm_cache.errors import MitmCacheError, UpstreamError
 from mitm_cache.journal import Event, Journal, to_json
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
@@ -34,13 +34,16 @@ from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
 from mitm_cache.proxy.serve import Serve
+from mitm_cache.proxy.stream import DeliveryLayer
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.registries import TABLE, Known
+from mitm_cache.relay import Relay
 from mitm_cache.rights import Verdicts
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.leg import Leg
+from mitm_cache.upstream.passage import Passage
 from tests.serving import Log
 
 HUB = "docker.io"
@@ -63,6 +66,11 @@ class Unreachable(Client):
     def stream(self, call: Call, sink: Sink) -> Answer:
         self.asked.append(call)
         raise self._error
+
+    @override
+    def relay(self, call: Call, passage: Passage) -> None:
+        self.asked.append(call)
+        passage.finish(self._error if isinstance(self._error, MitmCacheError) else MitmCacheError(str(self._error)))
 
 
 class Nowhere(Dialer):
@@ -162,22 +170,36 @@ class Doors:
             self._engine = engine = Engine()
             async with asyncio.TaskGroup() as tasks:
                 start = tasks.create_task
-                leg = Leg(client=self.upstream, dialer=Nowhere(), spool=self.spool, blobs=self.blobs, start=start)
+                leg = Leg(
+                    client=self.upstream,
+                    dialer=Nowhere(),
+                    spool=self.spool,
+                    blobs=self.blobs,
+                    start=start,
+                    stopped=lambda: False,
+                )
                 stack.callback(leg.close)
+                links = Links(self.layout.links, index)
                 pull_through = PullThrough(
                     blobs=self.blobs,
-                    links=Links(self.layout.links, index),
+                    links=links,
                     spool=self.spool,
                     verdicts=Verdicts(index),
                     leg=leg,
                 )
                 known = Known(TABLE)
                 door = Door(known=known, journal=self.journal, via="doors", ways=self.listeners.ways)
-                serve = Serve(pull_through=pull_through, door=door, proxyserver=engine.proxyserver)
+                relay = Relay(leg=leg, links=links)
+                serve = Serve(pull_through=pull_through, relay=relay, door=door, proxyserver=engine.proxyserver)
                 pump = Pump(engine.proxyserver, reads, stall=self._stall)
                 engine.add(self.listeners, self.intercept, serve, pump)
                 front = Front(known=known, connect_ports=(443,), dial=leg.dial, journal=self.journal)
-                self.listeners.join(master=engine.master, proxyserver=engine.proxyserver, door=door, front=front)
+                self.listeners.join(
+                    master=engine.master,
+                    proxyserver=engine.proxyserver,
+                    http=lambda context: DeliveryLayer(context, door, relay),
+                    front=front,
+                )
                 tasks.create_task(self._tell())
                 await engine.run()
 

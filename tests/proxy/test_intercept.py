@@ -66,8 +66,8 @@ def test_a_leaf_for_the_name(doors: Doors, name: str, version: ssl.TLSVersion) -
     assert issuer == x509.load_pem_x509_certificate(doors.ca_file.read_bytes())
     with _shake(doors, name, context) as wire:
         assert _leaf(wire) == leaf
-        wire.send(request("/v2/x/tags/nonsense", host=name))
-        assert wire.answer().status == 404
+        wire.send(request("/v2/X/tags/list", host=name))
+        assert wire.answer().status == 400
 
 
 def test_the_key_is_its_own(doors: Doors) -> None:
@@ -96,7 +96,7 @@ def test_no_session_is_kept(doors: Doors, version: ssl.TLSVersion) -> None:
     context = ssl.create_default_context(cafile=doors.ca_file)
     context.minimum_version = context.maximum_version = version
     with _shake(doors, "docker.io", context) as wire:
-        wire.send(request("/v2/x/tags/nonsense", host="docker.io"))
+        wire.send(request("/v2/X/tags/list", host="docker.io"))
         wire.answer()  # by now TLS 1.3 has brought what it may want to resume by
         assert isinstance(wire.socket, ssl.SSLSocket)
         session = wire.socket.session
@@ -120,8 +120,8 @@ def test_alpn(doors: Doors, offered: list[str], chosen: str | None) -> None:
     with _shake(doors, "docker.io", context) as wire:
         assert isinstance(wire.socket, ssl.SSLSocket)
         assert wire.socket.selected_alpn_protocol() == chosen
-        wire.send(request("/v2/x/tags/nonsense", host="docker.io"))
-        assert wire.answer().status == 404
+        wire.send(request("/v2/X/tags/list", host="docker.io"))
+        assert wire.answer().status == 400
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_upper_case_and_trailing_dot(doors: Doors) -> None:
     for name in ("QUAY.io", "quay.io."):
         with _shake(doors, name, context) as wire:
             assert _names(_leaf(wire)) == ["quay.io"]
-            wire.send(request("/v2/x/tags/nonsense", host="quay.io"))
-            assert wire.answer().status == 404, name
+            wire.send(request("/v2/X/tags/list", host="quay.io"))
+            assert wire.answer().status == 400, name
 
 
 @needs_tool("openssl", package="openssl")
@@ -243,8 +243,8 @@ def test_clients_get_the_new_leaf(tmp_path: Path) -> None:
             clock.time = start + LEAF_RENEWAL
             with _shake(doors, "quay.io", context) as new:
                 after = _leaf(new)
-            old.send(request("/v2/x/tags/nonsense", host="quay.io"))
-            assert old.answer().status == 404
+            old.send(request("/v2/X/tags/list", host="quay.io"))
+            assert old.answer().status == 400
     assert before.serial_number != after.serial_number
     assert before.fingerprint(SHA256()) != after.fingerprint(SHA256())
     assert after.not_valid_after_utc > before.not_valid_after_utc
@@ -261,6 +261,6 @@ def test_a_ca_that_has_ended_fails_closed(tmp_path: Path) -> None:
                 _shake(doors, "quay.io", context)
         clock.time = datetime.now(UTC)
         with dial(doors, "tls", name="quay.io") as wire:
-            wire.send(request("/v2/x/tags/nonsense", host="quay.io"))
-            assert wire.answer().status == 404
+            wire.send(request("/v2/X/tags/list", host="quay.io"))
+            assert wire.answer().status == 400
         assert doors.upstream.asked == []

@@ -72,7 +72,14 @@ class _Taking(BaseHTTPRequestHandler):
     server: Taker
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Transfer-Encoding"] == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.taken.append(len(body))
         digest = hashlib.sha256(body).hexdigest().encode()
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n" + digest)
@@ -149,17 +156,17 @@ FORMS: dict[str, tuple[Callable[[Scene], bytes], set[int]]] = {
     "space before the colon": (lambda _: request(TAG, "Accept : */*", host=HUB), {400}),
     "two lengths": (
         lambda _: request("/token", "Content-Length: 3", "Content-Length: 4", method="POST", host=HUB) + b"abcd",
-        {400},
+        {400, 405},
     ),
     "length and chunks": (
         lambda _: (
             request("/token", "Content-Length: 3", "Transfer-Encoding: chunked", method="POST", host=HUB) + b"0\r\n\r\n"
         ),
-        {400},
+        {400, 405},
     ),
     "a length that is none": (
         lambda _: request("/token", "Content-Length: many", method="POST", host=HUB) + b"abc",
-        {400},
+        {400, 405},
     ),
     "a port that is none": (lambda _: request(TAG, host=f"{HUB}:\xc2\xb2"), {400}),
     "a port of 5000 digits": (lambda _: request(TAG, host=f"{HUB}:{'9' * 5000}"), {400}),
@@ -261,7 +268,7 @@ def test_a_head_within_the_limit(scene: Scene, listener: str) -> None:
 def test_a_chunk_size_that_never_ends(scene: Scene, listener: str) -> None:
     """The line before a chunk is limited as a head is: 400 or 431, and the end."""
     with dial(scene.cache, listener) as wire:
-        wire.send(request("/token", "Transfer-Encoding: chunked", method="POST", host=HUB), b"1;", b"a" * 4 * MIB)
+        wire.send(request(TAG, "Transfer-Encoding: chunked", host=HUB), b"1;", b"a" * 4 * MIB)
         assert wire.answer().status in (400, 413, 431)
         assert wire.rest() == b""
     scene.assert_nothing_was_dialled()
@@ -280,7 +287,7 @@ def test_pipelined_requests(scene: Scene, listener: str) -> None:
 def test_pipelined_requests_behind_a_refused_one(scene: Scene, listener: str) -> None:
     """A refused request ends the connection: those behind it are not served, those before it are."""
     with dial(scene.cache, listener) as wire:
-        wire.send(request(TAG, "Accept: */*", host=HUB), request(TAG, method="DELETE", host=HUB))
+        wire.send(request(TAG, "Accept: */*", host=HUB), request(TAG, method="BREW", host=HUB))
         wire.send(request("/v2/", host=HUB) * 2000)
         assert [wire.answer().status, wire.answer().status] == [200, 405]
         assert wire.rest() == b""
@@ -297,6 +304,7 @@ def test_head_that_is_refused_has_no_body(scene: Scene, listener: str) -> None:
 # --- bodies ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("listener", ["mirror"])
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE"])
 def test_uploads_are_refused_before_their_body(scene: Scene, listener: str, method: str) -> None:
     """405 comes while the client has sent next to nothing of its 100 MB, and a client that reads it may stop there."""
@@ -310,6 +318,7 @@ def test_uploads_are_refused_before_their_body(scene: Scene, listener: str, meth
     scene.assert_nothing_was_dialled()
 
 
+@pytest.mark.parametrize("listener", ["mirror"])
 def test_the_refusal_of_an_upload_is_not_lost(scene: Scene, listener: str) -> None:
     """A client that sends 100 MB to the end before it reads gets the 405: no reset throws it away."""
     with dial(scene.cache, listener) as wire:
@@ -322,6 +331,7 @@ def test_the_refusal_of_an_upload_is_not_lost(scene: Scene, listener: str) -> No
     scene.assert_nothing_was_dialled()
 
 
+@pytest.mark.parametrize("listener", ["mirror"])
 @pytest.mark.parametrize("method", ["PUT", "POST"])
 def test_expect_continue_is_answered_with_the_refusal(scene: Scene, listener: str, method: str) -> None:
     """A client that asks before it sends its upload is told no, and not to go on."""
@@ -351,28 +361,28 @@ def test_expect_continue_at_a_token_endpoint(scene: Scene, listener: str) -> Non
         assert wire.answer().body == hashlib.sha256(form).hexdigest().encode()
 
 
-def _post(size: int, framing: str, host: str) -> bytes:
+def _with_body(method: str, path: str, size: int, framing: str, host: str) -> bytes:
     if framing == "length":
-        return request("/token", f"Content-Length: {size}", method="POST", host=host) + bytes(size)
-    head = request("/token", "Transfer-Encoding: chunked", method="POST", host=host)
+        return request(path, f"Content-Length: {size}", method=method, host=host) + bytes(size)
+    head = request(path, "Transfer-Encoding: chunked", method=method, host=host)
     return head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize("listener", ["tls", "clear"])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
-def test_a_body_within_the_limit(scene: Scene, listener: str, framing: str) -> None:
-    """A token endpoint gets up to 1 MiB as it was sent, however it was framed, and the connection stays open."""
+def test_a_form(scene: Scene, listener: str, framing: str) -> None:
+    """A token endpoint gets a form as it was sent, however it was framed, and the connection stays open."""
     with dial(scene.cache, listener, name=TAKER) as wire:
         for _ in range(2):
-            wire.send(_post(MAX_BODY, framing, TAKER))
-            assert wire.answer().body == hashlib.sha256(bytes(MAX_BODY)).hexdigest().encode()
+            wire.send(_with_body("POST", "/token", MIB, framing, TAKER))
+            assert wire.answer().body == hashlib.sha256(bytes(MIB)).hexdigest().encode()
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_a_body_past_the_limit(scene: Scene, listener: str, framing: str) -> None:
-    """One byte more is 413 and the end, and nothing of it goes upstream."""
+    """A pull has no use for a body: one that is longer than it need be is 413 and the end."""
     with dial(scene.cache, listener) as wire:
-        wire.send(_post(MAX_BODY + 1, framing, HUB))
+        wire.send(_with_body("GET", TAG, MAX_BODY + 1, framing, HUB))
         assert wire.answer().status == 413
         assert wire.rest() == b""
     scene.assert_nothing_was_dialled()
@@ -381,7 +391,7 @@ def test_a_body_past_the_limit(scene: Scene, listener: str, framing: str) -> Non
 def test_chunks_without_end(scene: Scene, listener: str) -> None:
     """A chunked body past the limit is answered at once; a client that goes on sending still gets the answer."""
     with dial(scene.cache, listener) as wire:
-        wire.send(request("/token", "Transfer-Encoding: chunked", method="POST", host=HUB))
+        wire.send(request(TAG, "Transfer-Encoding: chunked", host=HUB))
         piece = b"%x\r\n%b\r\n" % (MIB, bytes(MIB))
         for _ in range(20):
             wire.send(piece)

@@ -1,0 +1,158 @@
+"""What is between the doors and the network, joined from one `Config`: the cache, the upstream leg, and the answers."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.metadata import version
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.evict import Sweeper, Swept
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import Layout
+from mitm_cache.cache.links import Links
+from mitm_cache.cache.spool import Spool
+from mitm_cache.config import Config
+from mitm_cache.errors import MitmCacheError
+from mitm_cache.journal import Event, Journal
+from mitm_cache.pull_through import PullThrough
+from mitm_cache.relay import Relay
+from mitm_cache.rights import Verdicts
+from mitm_cache.upstream import rules
+from mitm_cache.upstream.client import Client
+from mitm_cache.upstream.curl import Transport
+from mitm_cache.upstream.dial import Dialer
+from mitm_cache.upstream.flight import Start
+from mitm_cache.upstream.leg import Leg
+from mitm_cache.upstream.tokens import AnonymousTokens
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 3600.0
+"""A sweep at least this often, and whenever a hundredth of the limit has come in."""
+SWEEP_TICK = 10.0
+READS = 8
+"""Threads that read what is not in the page cache."""
+
+
+class Core:
+    """Made and closed in the event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        *,
+        listeners: Iterable[tuple[str, int]],
+        start: Start,
+        journal: Journal,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        """`listeners`: the addresses that clients reach us by; `start` begins a task of the service; `stopping` may be
+        set, from any thread, some time before `close` is called.
+
+        Raises MitmCacheError.
+        """
+        self._config = config
+        self._layout = layout
+        self._journal = journal
+        self._stopping = stopping or threading.Event()
+        self._disk = _disk_size(layout)
+        self.via = f"mitm-cache-{layout.identity}"
+        with ExitStack() as stack:
+            index = Index(layout.index)
+            stack.callback(index.close)
+            self.blobs = Blobs(layout.blobs)
+            self.links = Links(layout.links, index)
+            spool = Spool(layout.spool, self.blobs)
+            verdicts = Verdicts(index)
+            verdicts.wipe()
+            transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
+            stack.callback(transport.close)
+            router = rules.router(config, folder=layout.run, listeners=listeners, environ=os.environ)
+            client = Client(
+                transport=transport,
+                router=router,
+                tokens=AnonymousTokens(),
+                bases=rules.bases(config),
+                via=self.via,
+                allow_http=lambda _: config.allow_http,
+            )
+            self.leg = Leg(
+                client=client,
+                dialer=Dialer(router=router, transport=transport, allow_private=config.allow_private),
+                spool=spool,
+                blobs=self.blobs,
+                start=start,
+                stopped=self._stopping.is_set,
+            )
+            stack.callback(self.leg.close)
+            stack.callback(self._stopping.set)
+            self.reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
+            stack.callback(self.reads.shutdown)
+            self.pull_through = PullThrough(
+                blobs=self.blobs, links=self.links, spool=spool, verdicts=verdicts, leg=self.leg
+            )
+            self.relay = Relay(leg=self.leg, links=self.links)
+            self._closing = stack.pop_all()
+
+    def stopped(self) -> bool:
+        """Whether this is being closed."""
+        return self._stopping.is_set()
+
+    def close(self) -> None:
+        """End what is under way, and wait for the threads: a second at most."""
+        self._closing.close()
+
+    async def sweep_regularly(self, note: Callable[[Swept], None] = lambda _: None) -> None:
+        """Keep the blobs below `cache.max_size` for as long as this runs."""
+        sweeper = Sweeper(
+            blobs=self.blobs,
+            links=self.links,
+            spool=self._layout.spool,
+            lock=self._layout.run / "evict.lock",
+            limit=self._config.max_size.of,
+        )
+        arrived = _Arrived()
+        self._journal.add(arrived)
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            if loop.time() >= due or arrived.count > self.limit() // 100:
+                arrived.count = 0
+                due = loop.time() + SWEEP_SECONDS
+                try:
+                    swept = await self.leg.run(sweeper.sweep)
+                    if swept is not None:
+                        note(swept)
+                        if swept.removed:
+                            logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
+                except (MitmCacheError, OSError) as error:
+                    logger.warning("the cache could not be swept: %s", error)
+            await asyncio.sleep(SWEEP_TICK)
+
+    def limit(self) -> int:
+        """The bytes that all blobs together may have."""
+        try:
+            self._disk = _disk_size(self._layout)
+        except OSError:
+            pass  # the directory is gone for now; its file system is as large as it was
+        return self._config.max_size.of(self._disk)
+
+
+def _disk_size(layout: Layout) -> int:
+    status = os.statvfs(layout.root)
+    return status.f_frsize * status.f_blocks
+
+
+class _Arrived:
+    """Counts the bytes that came from upstream."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: Event) -> None:
+        self.count += event.bytes_in

@@ -1,0 +1,427 @@
+"""What is no pull: passed on as it comes, in both directions, and forgotten."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mitm_cache.demo.image import generate
+from tests.fakes import faults
+from tests.fakes.origin import Origin, Talk
+from tests.fakes.registry import LyingUpstream
+from tests.proxy.raw import Raw, dial, request
+from tests.serving import Process, Threaded, in_thread, process
+from tests.test_pull_through import ANY
+
+KIB, MIB = 1 << 10, 1 << 20
+NAME = "push.demo"
+UPLOAD = "/v2/team/app/blobs/uploads/1?_state=a%2Fb"
+ANN = "Basic YW5uOnNlY3JldA=="
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    cache: Threaded
+    origin: Origin
+    upstream: LyingUpstream
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    directory = tmp_path_factory.mktemp("relay")
+    with (
+        LyingUpstream(directory) as upstream,
+        Origin(upstream.trust, NAME) as origin,
+        in_thread(directory / "data", upstream, more=origin.configuration()) as cache,
+    ):
+        yield Scene(cache, origin, upstream)
+
+
+@pytest.fixture(params=["tls", "clear"])
+def listener(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def send(wire: Raw, method: str, target: str, *more: str, body: bytes = b"") -> None:
+    lines = [*more, *([f"Content-Length: {len(body)}"] if body else [])]
+    wire.send(request(target, *lines, method=method, host=NAME), body)
+
+
+# --- one direction after the other -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_as_it_came(scene: Scene, listener: str, method: str) -> None:
+    """Method, path, query, fields and body reach the registry as they were sent, and its answer the client."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        send(
+            wire, method, UPLOAD, f"Authorization: {ANN}", "Cookie: a=b", "X-Empty:", "Content-Range: 0-4",
+            "Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "User-Agent: docker/27", body=b"bytes",
+        )  # fmt: skip
+        with scene.origin.accept() as talk:
+            line, fields = talk.head()
+            assert line == f"{method} {UPLOAD} HTTP/1.1"
+            via = fields.pop("via")
+            assert via.startswith("1.1 mitm-cache-")
+            assert fields == {
+                "host": f"{NAME}:{scene.origin.port}",
+                "authorization": ANN,
+                "cookie": "a=b",
+                "x-empty": "",
+                "content-range": "0-4",
+                "user-agent": "docker/27",
+                "content-length": "5",
+            }
+            assert talk.read(5) == b"bytes"
+            talk.send(b"HTTP/1.1 202 Accepted\r\nRange: 0-4\r\nContent-Length: 2\r\nX-Own: 1\r\n\r\nok")
+            answer = wire.answer()
+    assert (answer.status, answer.body) == (202, b"ok")
+    assert (answer.headers["range"], answer.headers["x-own"], answer.headers["x-cache"]) == ("0-4", "1", "RELAY")
+    [event] = scene.cache.log.wait(request_id=answer.headers["x-request-id"])
+    assert (event["outcome"], event["method"], event["repository"], event["bytes_out"], event["bytes_in"]) == (
+        "RELAY", method, "team/app", 2, 2,
+    )  # fmt: skip
+    assert event["reason"] == "upstream answered 202 to 5 bytes"
+    assert "_state" not in json.dumps(event)
+
+
+def test_without_a_body(scene: Scene) -> None:
+    """POST with nothing says so by its length; GET and HEAD say nothing."""
+    with dial(scene.cache, "tls", name=NAME) as wire, ThreadPoolExecutor(1) as aside:
+        talks = [aside.submit(scene.origin.accept).result]
+        talk: Talk | None = None
+        for method, length in [("POST", "0"), ("GET", None), ("HEAD", None)]:
+            target = "/login" if length is None else UPLOAD
+            send(wire, method, target, *(["Content-Length: 0"] if length else []))
+            talk = talk or talks[0]()
+            line, fields = talk.head()  # on the same connection: it is kept
+            assert line == f"{method} {target} HTTP/1.1"
+            assert fields.get("content-length") == length
+            assert "content-type" not in fields
+            talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"" if method == "HEAD" else b"hello")
+            answer = wire.answer(method)
+            assert (answer.headers["content-length"], answer.body) == ("5", b"" if method == "HEAD" else b"hello")
+        assert talk is not None
+        talk.close()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_answers_without_a_body(scene: Scene, status: int) -> None:
+    """The connection can be used again at once."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        for _ in range(2):
+            send(wire, "DELETE", UPLOAD, body=b"x")
+            with scene.origin.accept() as talk:
+                talk.head()
+                talk.send(b"HTTP/1.1 %d X\r\nETag: a\r\n\r\n" % status)
+                assert wire.answer().status == status
+
+
+@pytest.mark.parametrize("ending", ["chunks", "close"])
+def test_an_answer_of_unknown_length(scene: Scene, listener: str, ending: str) -> None:
+    """It is passed on in chunks as it arrives, compressed or not, and the client's connection stays open."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        send(wire, "GET", "/page")
+        with scene.origin.accept() as talk:
+            talk.head()
+            framing = b"Transfer-Encoding: chunked\r\n" if ending == "chunks" else b"Connection: close\r\n"
+            talk.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", framing, b"\r\n")
+            status, fields = wire.head()
+            assert (status, fields["transfer-encoding"], fields["content-encoding"]) == (200, "chunked", "gzip")
+            assert "content-length" not in fields
+            for piece in (b"first", b"second"):
+                talk.send(b"%x\r\n%b\r\n" % (len(piece), piece) if ending == "chunks" else piece)
+                assert wire.read(len(piece) + 5) == b"%x\r\n%b\r\n" % (len(piece), piece)  # before there is more
+            if ending == "chunks":
+                talk.send(b"0\r\n\r\n")
+            else:
+                talk.goodbye()
+        assert wire.read(5) == b"0\r\n\r\n"
+        wire.send(request("/v2/UPPER/tags/list", host=NAME))
+        assert wire.answer().status == 400  # the cache's own, on the same connection
+
+
+def test_an_old_client(scene: Scene) -> None:
+    """HTTP/1.0 knows no chunks: the body ends with the connection."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(f"GET /page HTTP/1.0\r\nHost: {NAME}\r\n\r\n".encode())
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+            status, fields = wire.head()
+            assert (status, fields["connection"]) == (200, "close")
+            assert "transfer-encoding" not in fields
+            assert wire.rest() == b"hello"
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_is_passed_on_as_it_arrives(scene: Scene, listener: str, framing: str) -> None:
+    """The registry reads what the client has sent while the client has not sent the rest."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        field = "Content-Length: 12" if framing == "length" else "Transfer-Encoding: chunked"
+        wire.send(request(UPLOAD, field, method="PATCH", host=NAME))
+
+        def say(piece: bytes) -> None:
+            wire.send(piece if framing == "length" else b"%x\r\n%b\r\n" % (len(piece), piece))
+
+        say(b"first!")
+        with scene.origin.accept() as talk:
+            _, fields = talk.head()
+            assert (fields.get("content-length"), fields.get("transfer-encoding")) == (
+                ("12", None) if framing == "length" else (None, "chunked")
+            )
+            for piece in (b"first!", b"second"):
+                assert (talk.read(6) if framing == "length" else talk.chunk()) == piece
+                if piece == b"first!":
+                    say(b"second")
+            if framing == "chunks":
+                wire.send(b"0\r\n\r\n")
+                assert talk.chunk() == b""
+            talk.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+            assert wire.answer().status == 202
+
+
+def test_expect_continue(scene: Scene) -> None:
+    """A client that asks before it sends is told to go on."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request(UPLOAD, "Content-Length: 5", "Expect: 100-continue", method="PUT", host=NAME))
+        assert wire.head() == (100, {})
+        wire.send(b"bytes")
+        with scene.origin.accept() as talk:
+            _, fields = talk.head()
+            assert "expect" not in fields
+            assert talk.read(5) == b"bytes"
+            talk.send(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+            assert wire.answer().status == 201
+
+
+def test_both_directions_are_held_back(tmp_path: Path) -> None:
+    """256 MiB either way through a process whose other side does not read grows its memory by few of them."""
+    with (
+        LyingUpstream(tmp_path) as upstream,
+        Origin(upstream.trust, NAME) as origin,
+        process(tmp_path / "data", upstream, more=origin.configuration()) as cache,
+        ThreadPoolExecutor(1) as aside,
+    ):
+        before = _rss(cache)
+        size = 256 * MIB
+        piece = bytes(range(256)) * 4 * KIB
+        with dial(cache, "tls", name=NAME) as wire:
+            wire.send(request(UPLOAD, f"Content-Length: {size}", method="PATCH", host=NAME))
+            sending = aside.submit(_many, wire, piece, size // MIB)
+            with origin.accept() as talk:
+                talk.head()
+                received = hashlib.sha256()
+                for _ in range(size // MIB):
+                    received.update(talk.read(MIB))
+                sending.result()
+                assert received.digest() == hashlib.sha256(piece * (size // MIB)).digest()
+                talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+                sending = aside.submit(_many, talk, piece, size // MIB)
+                assert wire.head()[0] == 200
+                returned = hashlib.sha256()
+                for _ in range(size // MIB):
+                    returned.update(wire.read(MIB))
+                sending.result()
+                assert returned.digest() == received.digest()
+        grown = _rss(cache) - before
+    print(f"256 MiB either way: memory grew by {grown / MIB:.1f} MiB")  # noqa: T201
+    assert grown < 24 * MIB
+
+
+def _many(end: Raw | Talk, piece: bytes, times: int) -> None:
+    for _ in range(times):
+        end.send(piece)
+
+
+def _rss(cache: Process) -> int:
+    """The most resident memory that the process has ever had, in bytes (proc(5), VmHWM)."""
+    status = Path(f"/proc/{cache.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * KIB
+
+
+# --- ends --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [b"401 Unauthorized", b"413 Too Large", b"307 Elsewhere"])
+def test_an_answer_before_the_end_of_the_request(scene: Scene, listener: str, answer: bytes) -> None:
+    """The client gets it, though it has not sent everything and upstream reads no more; then its connection ends."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        wire.send(request(UPLOAD, f"Content-Length: {100 * MIB}", method="PUT", host=NAME), bytes(KIB))
+        with scene.origin.accept() as talk:
+            talk.head()
+            assert talk.read(KIB) == bytes(KIB)
+            talk.send(b"HTTP/1.1 %b\r\nContent-Length: 4\r\nWWW-Authenticate: Basic\r\n\r\nsaid" % answer)
+            for _ in range(100):
+                wire.send(bytes(MIB - KIB // 100))  # a client that does not look meanwhile
+            got = wire.answer()
+            assert (got.status, got.body, got.headers["connection"]) == (int(answer[:3]), b"said", "close")
+            assert wire.rest() == b""
+
+
+def test_upstream_that_is_gone(scene: Scene) -> None:
+    """It hangs up in the middle of a body: the client is told, and not with half an answer."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request(UPLOAD, f"Content-Length: {MIB}", method="PUT", host=NAME), bytes(KIB))
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.read(KIB)
+        wire.send(bytes(MIB - KIB))
+        got = wire.answer()
+        assert got.status == 502
+        assert NAME in json.loads(got.body)["errors"][0]["message"]
+
+
+def test_an_answer_that_is_cut_off(scene: Scene, listener: str) -> None:
+    """Half an answer is followed by the end of the connection, and not by another answer."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        wire.send(request("/page", host=NAME) * 2)
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            assert wire.head()[0] == 200
+            assert wire.read(5) == b"hello"
+        assert wire.rest() == b""
+
+
+@pytest.mark.parametrize("moment", ["in the request", "before the answer", "in the answer"])
+def test_a_client_that_is_gone(scene: Scene, moment: str) -> None:
+    """Upstream's connection ends too, and the journal says who left."""
+    lost = scene.cache.log.count(outcome="ERROR", reason="the client is gone")
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        size = KIB if moment == "in the request" else 0
+        wire.send(request(UPLOAD, f"Content-Length: {2 * size}", method="PUT", host=NAME), bytes(size))
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.read(size)
+            if moment == "in the answer":
+                talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+                wire.head()
+            wire.reset()
+            if moment == "in the answer":
+                talk.send(b"other")
+            elif moment == "before the answer":
+                talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+            if moment != "in the answer":
+                assert talk.ended()
+    scene.cache.log.wait(lost + 1, outcome="ERROR", method="PUT")
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    """A registry that cannot be reached is an error document, though the client is in the middle of its upload."""
+    with LyingUpstream(tmp_path) as upstream:
+        with Origin(upstream.trust, NAME) as origin:
+            more = origin.configuration()
+        with in_thread(tmp_path / "data", upstream, more=more) as cache, dial(cache, "tls", name=NAME) as wire:
+            wire.send(request(UPLOAD, f"Content-Length: {10 * MIB}", method="PUT", host=NAME), bytes(10 * MIB))
+            assert wire.answer().status == 502
+
+
+# --- where an answer leads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "tls", "clear"),
+    [
+        ("https://{name}/v2/a", "https://{name}/v2/a", "/v2/a"),
+        ("https://{name}:{port}/v2/a?b=c", "/v2/a?b=c", "/v2/a?b=c"),
+        ("/v2/a", "/v2/a", "/v2/a"),
+        ("https://elsewhere.demo/login", "https://elsewhere.demo/login", "https://elsewhere.demo/login"),
+        ("https://{name}:{port}//evil.demo/", "https://{name}:{port}//evil.demo/", "https://{name}:{port}//evil.demo/"),
+    ],
+)
+def test_locations(scene: Scene, listener: str, location: str, tls: str, clear: str) -> None:
+    """A client is led back the way it came; a redirect is its own to follow."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        send(wire, "POST", UPLOAD, body=b"x")
+        with scene.origin.accept() as talk:
+            talk.head()
+            there = location.format(name=NAME, port=scene.origin.port)
+            talk.send(f"HTTP/1.1 202 X\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode())
+            expected = (tls if listener == "tls" else clear).format(name=NAME, port=scene.origin.port)
+            assert wire.answer().headers["location"] == expected
+
+
+# --- what a push makes untrue --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("by", ["tag", "digest"])
+def test_what_is_pushed_is_forgotten(scene: Scene, method: str, by: str) -> None:
+    """The link of a tag or digest is gone when the answer arrives."""
+    image = generate(sizes=[3 * KIB])
+    scene.upstream.registry.put("team/app", image, "1")
+    reference = "1" if by == "tag" else image.index.digest
+    links = scene.cache.data / "links" / scene.cache.registry / "team/app"
+    with scene.cache.client() as client:
+        assert client.get("/v2/team/app/manifests/1", ANY).status == 200
+        kept = links / "_tags" / "1" if by == "tag" else links / "_digests" / reference.replace(":", "-")
+        assert [path for path in links.rglob("*") if path.is_file() and path.is_relative_to(kept)]
+        lie = scene.upstream.lie("/v2/team/app/manifests/*", faults.refuse(201), method=method, times=1)
+        assert client.ask(method, f"/v2/team/app/manifests/{reference}", {}, b"{}").status == 201
+        assert lie.told == 1
+        assert not [path for path in links.rglob("*") if path.is_file() and path.is_relative_to(kept)]
+        assert client.get(f"/v2/team/app/manifests/{reference}", ANY).body == image.index.body
+
+
+# --- WebSockets ----------------------------------------------------------------------------------------------------
+
+KEY = base64.b64encode(bytes(16)).decode()
+SOCKET = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", f"Sec-WebSocket-Key: {KEY}",
+          "Sec-WebSocket-Version: 13")  # fmt: skip
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Own: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_websocket(scene: Scene, listener: str, first: str) -> None:
+    """Bytes go both ways as they are, until one side ends."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        wire.send(request("/live?token=secret", *SOCKET, host=NAME))
+        with scene.origin.accept() as talk:
+            line, fields = talk.head()
+            assert line == "GET /live?token=secret HTTP/1.1"
+            assert (fields["connection"], fields["upgrade"]) == ("Upgrade", "websocket")
+            assert (fields["sec-websocket-key"], fields["sec-websocket-version"]) == (KEY, "13")
+            talk.send(SWITCH, b"hello")
+            status, fields = wire.head()
+            assert (status, fields["upgrade"], fields["x-own"]) == (101, "websocket", "1")
+            assert wire.read(5) == b"hello"
+            for size in (1, MIB):
+                with ThreadPoolExecutor(1) as aside:
+                    sending = aside.submit(wire.send, bytes(size))
+                    assert talk.read(size) == bytes(size)
+                    sending.result()
+                    sending = aside.submit(talk.send, bytes(size))
+                    assert wire.read(size) == bytes(size)
+                    sending.result()
+            if first == "server":
+                talk.close()
+                assert wire.rest() == b""
+            else:
+                wire.close()
+                assert talk.ended()
+    [event] = scene.cache.log.wait(request_id=fields["x-request-id"])
+    assert (event["outcome"], event["status"], event["bytes_out"]) == ("RELAY", 101, 6 + MIB)
+    assert "secret" not in scene.cache.log.text
+
+
+def test_a_websocket_that_is_not_given(scene: Scene) -> None:
+    """The answer is asked for once more as that of any other request."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request("/live", *SOCKET, host=NAME))
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        with scene.origin.accept() as talk:
+            _, fields = talk.head()
+            assert "upgrade" not in fields
+            talk.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+            assert wire.answer().body == b"no"
