@@ -26,9 +26,9 @@ from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Clients, Listeners
 from mitm_cache.proxy.serve import Serve
-from mitm_cache.proxy.stream import DeliveryLayer
 from mitm_cache.proxy.upgrade import Crossings
 
 FLUSH_SECONDS = 0.02

@@ -2,7 +2,7 @@
 
 mitmproxy cannot stream what an addon answers with: it would hold the whole body, or spend four times the CPU on
 events. So our stream sends the head, then yields one blocking hook whose coroutine moves the body and never holds more
-than one chunk. mitmproxy's internals are used here, in `stream.py` and `mode.py`; `tests/contracts/` watches them.
+than one chunk. mitmproxy's internals are used here and in `layer`, `mode`, `stream`; `tests/contracts/` watches them.
 
 What the pump takes care of, each of it with a test: a delivery that fails cuts the connection, so that the next
 answer's head never lands inside a body; other connections get a turn after each chunk; the client cannot fill our

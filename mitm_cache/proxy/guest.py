@@ -19,9 +19,9 @@ from mitmproxy.tls import ClientHelloData, TlsData
 
 from mitm_cache.proxy.door import Door, Way
 from mitm_cache.proxy.intercept import HTTP, Intercept
+from mitm_cache.proxy.layer import DeliveryLayer, RefusalLayer
 from mitm_cache.proxy.mode import TLS_RECORD, ClientTLS
 from mitm_cache.proxy.serve import Serve
-from mitm_cache.proxy.stream import DeliveryLayer, RefusalLayer
 from mitm_cache.registries import Known, Registry
 from mitm_cache.relay import Relay
 from mitm_cache.wire.headers import Headers

@@ -25,8 +25,8 @@ from mitm_cache.journal import Event, Journal
 from mitm_cache.parsing import Endpoint, Network
 from mitm_cache.proxy.door import Way
 from mitm_cache.proxy.front import Front
+from mitm_cache.proxy.layer import MAX_HEAD, RefusalLayer
 from mitm_cache.proxy.peek import Replay
-from mitm_cache.proxy.stream import MAX_HEAD, RefusalLayer
 
 BACKLOG = 1024
 TLS_RECORD = 0x16

@@ -1,9 +1,5 @@
-"""HTTP with clients: mitmproxy's streams, with our door before them and our delivery behind them.
+"""One request and its answer: mitmproxy's stream, with our door before it and our delivery behind it."""
 
-All use of mitmproxy's internals is in this module, in `deliver.py` and in `mode.py`; `tests/contracts/` watches them.
-"""
-
-import logging
 from dataclasses import dataclass
 
 from mitmproxy import flow as mitmproxy_flow
@@ -11,14 +7,12 @@ from mitmproxy import http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._base import HttpEvent
 from mitmproxy.proxy.layers.http._events import (
-    ErrorCode,
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
-    RequestProtocolError,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -39,12 +33,6 @@ from mitm_cache.upstream.upgrade import Upgraded, is_upgrade
 from mitm_cache.wire.message import FileBody, Response, StreamBody
 
 HTTP_1_1 = "HTTP/1.1"
-MAX_HEAD = 64 << 10
-"""Bytes of a request's head; mitmproxy itself has no limit."""
-MAX_AHEAD = 1 << 20
-"""Bytes of requests that a client may send ahead of its answers: each answer lets some more of them in."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -267,8 +255,10 @@ class DeliveryStream(HttpStream):
     def _expect_body(self) -> None:
         """The body is at hand: let the head wait for it."""
         parent = self.context.layers[self.context.layers.index(self) - 1]
-        assert isinstance(parent, DeliveryLayer)
-        parent.server.body_follows = True
+        assert isinstance(parent, HttpLayer)
+        server = parent.connections[self.context.client]
+        assert isinstance(server, OneWriteServer)
+        server.body_follows = True
 
     def _send_body(self, exchange: Exchange, body: FileBody | StreamBody) -> layer.CommandGenerator[None]:
         assert self.flow.response
@@ -306,71 +296,3 @@ class DeliveryStream(HttpStream):
         yield HttpErrorHook(self.flow)
         yield commands.CloseConnection(self.context.client)
         self.client_state = self.server_state = self.state_errored
-
-
-class DeliveryLayer(HttpLayer):
-    """HTTP/1.1 with our streams, and with limits on what a client may send ahead of its answers."""
-
-    def __init__(self, context: Context, door: Door, relay: Relay) -> None:
-        super().__init__(context, HTTPMode.regular)
-        self._door = door
-        self._relay = relay
-        self.server = OneWriteServer(context.fork())
-        self.connections[context.client] = self.server
-
-    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        stream = DeliveryStream(self.context.fork(), stream_id, self._door, self._relay)
-        self.streams[stream_id] = stream
-        yield from self.event_to_child(stream, events.Start())
-
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        client = self.context.client
-        try:
-            if isinstance(event, events.DataReceived) and not client.state & ConnectionState.CAN_WRITE:
-                return  # what follows a refusal is dropped
-            yield from super()._handle_event(event)
-            if isinstance(event, events.DataReceived):
-                yield from self._limit()
-        except Exception:
-            # mitmproxy would log it too, and leave the client without an answer and without an end.
-            logger.exception("a connection failed for no known reason")
-            yield commands.CloseConnection(client)
-
-    def _limit(self) -> layer.CommandGenerator[None]:
-        """Close a connection whose client has sent more than is kept for it; mitmproxy itself would keep it all."""
-        client = self.context.client
-        http1 = self.server
-        if not client.state & ConnectionState.CAN_WRITE:
-            return
-        if http1.state == http1.wait:
-            if len(http1.buf) > MAX_AHEAD:
-                yield commands.CloseConnection(client)
-        elif len(http1.buf) > MAX_HEAD:
-            # A head, or a line before a chunk: whole bodies are taken out of the buffer as they come.
-            stream = self.streams.get(http1.stream_id)
-            if stream is not None:
-                gone = RequestProtocolError(http1.stream_id, "a line has no end", ErrorCode.GENERIC_CLIENT_ERROR)
-                yield from self.event_to_child(stream, gone)
-            head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            yield commands.SendData(client, head)
-            yield commands.CloseTcpConnection(client, half_close=True)
-            http1.state = http1.done
-
-
-class RefusalLayer(layer.Layer):
-    """Answers a connection that speaks something else than its listener, and closes it."""
-
-    def __init__(self, context: Context, message: str) -> None:
-        super().__init__(context)
-        body = message.encode() + b"\n"
-        self._answer = (
-            b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
-        self._answered = False
-
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived) and not self._answered:
-            self._answered = True
-            yield commands.SendData(self.context.client, self._answer)
-            yield commands.CloseTcpConnection(self.context.client, half_close=True)

@@ -32,9 +32,9 @@ from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
 from mitm_cache.proxy.serve import Serve
-from mitm_cache.proxy.stream import DeliveryLayer
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.registries import TABLE, Known
 from mitm_cache.relay import Relay

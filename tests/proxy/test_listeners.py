@@ -18,7 +18,7 @@ import pytest
 
 from mitm_cache.demo.image import KIB, MIB, Image, generate
 from mitm_cache.proxy.door import MAX_BODY
-from mitm_cache.proxy.stream import MAX_HEAD
+from mitm_cache.proxy.layer import MAX_HEAD
 from tests.fakes.registry import LyingUpstream
 from tests.proxy.raw import LISTENERS, Raw, dial, request
 from tests.serving import Threaded, in_thread, process
