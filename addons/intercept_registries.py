@@ -68,7 +68,7 @@ class Interception(Job):
         arrival = Arrival(way.listener, way.port, server_name(client), way.target)
         names = {arrival.sni, arrival.target, *(split_host(host)[0] for host in hosts)}
         if not names.isdisjoint(self._known.server_names):  # what is about other hosts only is mitmproxy's affair
-            identify(arrival, hosts, self._known)
+            identify(arrival, hosts, request.path, self._known)
 
     def _refuse(self, flow: http.HTTPFlow, error: ClientError) -> None:
         exchange = Exchange(

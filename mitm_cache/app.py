@@ -30,6 +30,9 @@ from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Clients, Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
+from mitm_cache.welcome.facts import Facts as PublicFacts
+from mitm_cache.welcome.facts import own_address
+from mitm_cache.welcome.pages import Welcome
 
 FLUSH_SECONDS = 0.02
 
@@ -70,11 +73,22 @@ class App:
             stack.callback(core.close)
             clients = Clients(self.config.allow)
             listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
-            door = Door(known=self.config.known, journal=self.journal, via=core.via, ways=listeners.ways)
+            welcome = Welcome(
+                PublicFacts.of(self.config, self.authority, self.bound.addresses(), own_address()),
+                ready=lambda: listeners.accepting() and not self._stopping.is_set(),
+            )
+            door = Door(
+                known=self.config.known,
+                journal=self.journal,
+                via=core.via,
+                ways=listeners.ways,
+                own=self.config.names,
+                pages=welcome.answer,
+            )
             self._engine = engine = Engine()
             intercept = Intercept(
                 authority=self.authority,
-                names=self.config.known.server_names,
+                names=self.config.known.server_names | set(self.config.names),
                 journal=self.journal,
                 listeners=listeners.listener,
                 clock=_now,
@@ -86,6 +100,7 @@ class App:
                 connect_ports=self.config.connect_ports,
                 dial=core.leg.dial,
                 journal=self.journal,
+                own=self.config.names,
             )
             listeners.join(
                 master=engine.master,

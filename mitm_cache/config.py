@@ -170,6 +170,8 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         no_proxy=_default_bypass(section["upstream"], environ),
         log_format=section["log"].take("format", parsing.log_format, "auto"),
     )
+    if taken := next((name for name in config.names if known.find(name)), None):
+        raise ConfigError(f"names: {taken!r} is a registry; the cache's own names are others")
     top.finish(", ".join((*_TOP_KEYS, *_SECTIONS, "registries")))
     for name, reader in section.items():
         reader.finish(", ".join(key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}.")))
@@ -212,7 +214,7 @@ _KEYS = (
     "ca.permit",
 )
 _SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS if "." in key))
-_REGISTRY_KEYS = ("url", "aliases", "auth_hosts", "resolve", "ca_file", "proxy", "client_cert", "insecure")
+_REGISTRY_KEYS = ("url", "aliases", "prefix", "auth_hosts", "resolve", "ca_file", "proxy", "client_cert", "insecure")
 
 
 def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
@@ -230,6 +232,7 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
             base.host,
             tuple(dict.fromkeys((*base.aliases, *reader.take("aliases", parsing.hosts, ())))),
             tuple(dict.fromkeys((*base.auth_hosts, *reader.take("auth_hosts", parsing.hosts, ())))),
+            reader.take("prefix", parsing.prefix, base.prefix),
         )
         upstreams[base.name] = Upstream(
             url=reader.take("url", parsing.url, ""),
@@ -247,6 +250,6 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
 def _refuse_shared_names(registries: Any) -> None:
     owners: dict[str, str] = {}
     for registry in registries:
-        for host in registry.names:
+        for host in (*registry.names, *([registry.prefix] if registry.prefix else [])):
             if owners.setdefault(host, registry.name) != registry.name:
                 raise ConfigError(f"registries.{registry.name}: {host} already means {owners[host]}")

@@ -15,6 +15,7 @@ from mitm_cache.wire.proxies import Bypass, Proxy
 
 LOG_FORMATS = ("auto", "text", "json")
 DIRECT = "direct"
+_PART = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:(%)|([KMGT]?)(?:i?B)?)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -100,6 +101,17 @@ def host(key: str, value: str) -> str:
 
 def hosts(key: str, value: Any) -> tuple[str, ...]:
     return tuple(host(key, text.lower()) for text in texts(key, value))
+
+
+def prefix(key: str, value: Any) -> str:
+    """A first part of a path at a mirror: what a repository's name may begin with, but no part that Docker Hub has."""
+    if value == "":
+        return ""
+    if not isinstance(value, str) or not _PART.fullmatch(value) or value == "library":
+        raise ConfigError(
+            f"{key}: {value!r} is no path part of its own: small letters and digits, with . _ - between; not library"
+        )
+    return value
 
 
 def names(key: str, value: Any) -> tuple[str, ...]:

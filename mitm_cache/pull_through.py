@@ -25,6 +25,7 @@ from mitm_cache.cache.freshness import Fetch, Serve, plan
 from mitm_cache.cache.links import Links
 from mitm_cache.cache.spool import Spool, Writing
 from mitm_cache.errors import ClientError, MitmCacheError
+from mitm_cache.listing import LIST_SIZE, Listings
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import MAX_SIZE, Accept, is_schema_1
 from mitm_cache.oci.operation import (
@@ -50,8 +51,6 @@ from mitm_cache.upstream.writer import Refused, Supply, Uncacheable
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request, Response
 
-LIST_SIZE = 8 << 20
-"""Bytes of a tag list, referrers or catalog page that is passed on."""
 PING_SIZE = 64 << 10
 """Bytes of what a registry says to a ping."""
 
@@ -65,6 +64,7 @@ class PullThrough:
         self._spool = spool
         self._verdicts = verdicts
         self._leg = leg
+        self._listings = Listings(links=links, verdicts=verdicts, leg=leg)
 
     async def handle(self, request: Request) -> Response:
         """Answer a request; what goes wrong on the way is an answer too."""
@@ -85,13 +85,17 @@ class PullThrough:
                 return await self._manifest(request, repository, reference)
             case BlobOperation(repository, digest):
                 return await self._blob(request, repository, digest)
+            case TagList(repository) if request.mirror:
+                return await self._listings.tags(request, repository, _call(request, limit=LIST_SIZE))
+            case Catalog() if request.mirror:
+                return await self._listings.catalog(request, _call(request, limit=LIST_SIZE))
             case TagList() | Referrers() | Catalog():
                 return await self._relay(request, LIST_SIZE)
             case Upload() | Other():
                 raise MitmCacheError(f"{request.method} {request.target.partition('?')[0]} is no pull")
 
     async def _ping(self, request: Request) -> Response:
-        if request.listener == "mirror":
+        if request.mirror:
             headers = [API_VERSION, ("Content-Type", "application/json")]
             return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason="mirror clients need no login")
         return await self._relay(request, PING_SIZE)

@@ -12,13 +12,15 @@ class Registry:
     """One registry under all its names.
 
     `name` is what users write in image names and what cache keys hold; `host` (with `:port` where it is not 443) is
-    where its API is; `aliases` are other hosts that mean the same; `auth_hosts` issue its tokens besides `host`.
+    where its API is; `aliases` are other hosts that mean the same; `auth_hosts` issue its tokens besides `host`;
+    `prefix` means it too as the first part of a path at a mirror, where its names do anyway.
     """
 
     name: str
     host: str
     aliases: tuple[str, ...] = ()
     auth_hosts: tuple[str, ...] = ()
+    prefix: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,11 +61,12 @@ TABLE: tuple[Registry, ...] = (
 class Known:
     """The registries this cache serves, found by any of their host names."""
 
-    __slots__ = ("_by_host", "_by_name")
+    __slots__ = ("_by_host", "_by_name", "_by_prefix")
 
     def __init__(self, registries: Iterable[Registry]) -> None:
         self._by_name = {registry.name: registry for registry in registries}
         self._by_host = {host: registry for registry in self._by_name.values() for host in registry.names}
+        self._by_prefix = {registry.prefix: registry for registry in self._by_name.values() if registry.prefix}
 
     def find(self, host: str) -> Registry | None:
         """The registry that a host name (with `:port` where it is not the scheme's own) means, or None."""
@@ -73,6 +76,10 @@ class Known:
     def at(self, host: str, port: int) -> Registry | None:
         """The registry that TLS to a host and port, as CONNECT names them, leads to, or None."""
         return self.find(f"{host}:{port}") or (self.find(host) if port == HTTPS else None)
+
+    def part(self, part: str) -> Registry | None:
+        """The registry that the first part of a path at a mirror means, or None."""
+        return self._by_prefix.get(part) or self.find(part)
 
     def named(self, name: str) -> Registry | None:
         """The registry of a canonical name, or None."""

@@ -23,9 +23,9 @@ _BODILESS = {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
 
 def admit(request: Request) -> None:
     """Raise ClientError (405) for what is not relayed."""
-    if request.listener == "mirror":
+    if request.mirror:
         raise ClientError(
-            f"the mirror listener answers pulls only: send {request.method} to {request.registry.name} itself",
+            f"a mirror answers pulls only: send {request.method} to {request.registry.name} itself",
             status=405,
         )
     if request.method not in METHODS:

@@ -20,8 +20,9 @@ PACKAGE = "mitm_cache"
 LEVELS = {
     "errors": 0, "registries": 0, "oci": 0, "wire": 0,
     "config": 1, "parsing": 1, "journal": 1, "ca": 1, "cache": 1,
-    "upstream": 2, "rights": 2,
-    "answers": 3, "pull_through": 3, "relay": 3,
+    "upstream": 2, "rights": 2, "node": 2,
+    "answers": 3, "listing": 3, "pull_through": 3, "relay": 3, "welcome": 3,
+    "doctor": 3,
     "proxy": 4, "admin": 4,
     "listening": 5, "core": 5, "app": 5, "embed": 5, "workers": 5,
     "cli": 6, "demo": 6, "__main__": 6,
@@ -32,6 +33,8 @@ NEIGHBOURS = {
     ("config", "parsing"),
     ("pull_through", "answers"),
     ("relay", "answers"),
+    ("listing", "answers"),
+    ("pull_through", "listing"),
     ("app", "listening"),
     ("app", "core"),
     ("embed", "core"),
@@ -49,6 +52,7 @@ HOMES = {
     "pycurl": {"upstream"},
     "dns": {"upstream"},
     "click": {"cli"},
+    "ruamel": {"node"},
     "prometheus_client": {"admin"},
 }
 
@@ -61,7 +65,9 @@ IMPURE_LIBRARIES = {
 
 # The doors: where the unexpected becomes an answer or an exit code, and nothing above would catch it. libcurl's
 # callbacks are one: what escapes them is lost in C.
-DOORS = {"proxy.serve", "proxy.deliver", "proxy.layer", "admin.server", "app", "cli", "upstream.curl"}
+DOORS = {
+    "proxy.serve", "proxy.deliver", "proxy.layer", "admin.server", "app", "cli", "doctor.examination", "upstream.curl",
+}  # fmt: skip
 
 MAX_LINES = 400  # to be argued about from 300 on
 

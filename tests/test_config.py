@@ -172,6 +172,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "ca.permit": ("true", "True", "is a list of texts"),
     'registries."q.io".url': ('"ftp://q.io"', "'ftp://q.io'", "is not an https:// or http:// URL"),
     'registries."q.io".aliases': ('["a b"]', "'a b'", "is not a host name"),
+    'registries."q.io".prefix': ('"a/b"', "'a/b'", "is no path part of its own"),
     'registries."q.io".auth_hosts': ("1", "1", "is a list of texts"),
     'registries."q.io".resolve': ('["q.example"]', "'q.example'", "is not an IP address"),
     'registries."q.io".ca_file': ("false", "False", "is a path"),
@@ -204,7 +205,11 @@ def test_wrong_value(tmp_path: Path, key: str) -> None:
         ("[cache]\nsize = 1", "cache.size", "max_size"),
         ("[listen]\nhttps = []", "listen.https", "tls, clear, connect, mirror"),
         ("[shop]\n", "shop", "registries"),
-        ('[registries."quay.io"]\nuri = "x"', "registries.quay.io.uri", "url, aliases, auth_hosts, resolve, ca_file"),
+        (
+            '[registries."quay.io"]\nuri = "x"',
+            "registries.quay.io.uri",
+            "url, aliases, prefix, auth_hosts, resolve, ca_file",
+        ),
     ],
 )
 def test_unknown_key(tmp_path: Path, text: str, key: str, allowed: str) -> None:
@@ -391,6 +396,7 @@ def test_merged_with_the_table(tmp_path: Path, name: str) -> None:
             id="the other's name",
         ),
         pytest.param('[registries."quay.io"]\naliases=["QUAY.IO", "ghcr.io"]', "ghcr.io", id="in the table itself"),
+        pytest.param('[registries."quay.io"]\nprefix="q"\n[registries."ghcr.io"]\nprefix="q"', "q", id="by prefix"),
     ],
 )  # fmt: skip
 def test_shared_names(tmp_path: Path, text: str, host: str) -> None:

@@ -294,9 +294,8 @@ def test_token_endpoints_are_passed_through(client: Client, cache: Threaded, ups
         ("DELETE", TAG),
         ("DELETE", f"/v2/{NAME}/blobs/sha256:{'0' * 64}"),
         ("OPTIONS", "/v2/"),
-        ("GET", "/"),
-        ("GET", "/some/page.html"),
-        ("POST", "/v1/users/login"),
+        ("POST", "/v2/users/login"),
+        ("GET", "/v2/unknown"),
     ],
 )
 def test_what_is_no_pull_is_not_for_mirrors(cache: Threaded, upstream: LyingUpstream, method: str, target: str) -> None:

@@ -7,7 +7,7 @@ name begins with an underscore, so neither folder can be mistaken for a reposito
 
 import os
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from mitm_cache.cache.entry import Link
@@ -75,6 +75,27 @@ class Links:
             raise StoreError(f"link {name} cannot be written: {error.strerror}") from error
         self._index.put(f"link:{name}", text)
 
+    def repositories(self) -> Iterator[tuple[str, Repository]]:
+        """Each registry and repository of which something is known. Walks the tree; raises StoreError."""
+        try:
+            for root, folders, _ in os.walk(self._folder, onerror=_raise):
+                if "_digests" in folders:
+                    registry, _, name = str(Path(root).relative_to(self._folder)).partition("/")
+                    yield registry, Repository.parse(name)
+                folders[:] = sorted(folder for folder in folders if not folder.startswith(("_", ".")))
+        except OSError as error:
+            raise StoreError(f"the links cannot be read: {error.strerror}") from error
+
+    def tags(self, registry: str, repository: Repository) -> list[str]:
+        """The tags that are known of a repository. Blocks on the disk; raises StoreError."""
+        folder = self._folder / registry / str(repository) / "_tags"
+        try:
+            return sorted(path.name for path in folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"tags of {registry}/{repository} cannot be read: {error.strerror}") from error
+
     def untag(self, registry: str, repository: Repository, tag: Tag) -> None:
         """Forget what a tag was, for every client. Blocks on the disk; raises StoreError."""
         name = f"{registry}/{repository}/_tags/{tag}"
@@ -109,6 +130,10 @@ class Links:
                 if link.digest in digests:
                     path.unlink(missing_ok=True)
                     self._index.drop(f"link:{path.relative_to(self._folder)}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _text_of(path: Path) -> str | None:

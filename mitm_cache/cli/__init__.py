@@ -9,8 +9,11 @@ import click
 from mitm_cache.cli.addon_path import addon_path
 from mitm_cache.cli.ca import ca
 from mitm_cache.cli.demo import demo
+from mitm_cache.cli.doctor import doctor
 from mitm_cache.cli.example import example
+from mitm_cache.cli.example_dns import coredns, dnsmasq, unbound
 from mitm_cache.cli.serve import serve
+from mitm_cache.cli.setup import setup
 from mitm_cache.cli.status import status
 from mitm_cache.config import Config, load
 from mitm_cache.errors import MitmCacheError
@@ -39,12 +42,14 @@ class _Group(click.Group):
 def main(context: click.Context, file: Path | None, data_dir: str | None) -> None:
     """One cache in front of every container registry.
 
-    Nodes keep their image names; they reach this cache by /etc/hosts, by HTTPS_PROXY, or as Docker Hub's mirror.
+    Nodes keep their image names; they reach this cache by /etc/hosts, by HTTPS_PROXY, or as a mirror.
     """
     flags = {"data_dir": data_dir} if data_dir else {}
     config_of: Callable[[], Config] = lambda: load(file=file, flags=flags)  # noqa: E731 - made when a command asks
     context.obj = config_of
 
 
-for _command in (serve, demo, status, ca, example, addon_path):
+for _command in (dnsmasq, unbound, coredns):
+    example.add_command(_command)
+for _command in (serve, demo, status, doctor, ca, example, addon_path, setup):
     main.add_command(_command)

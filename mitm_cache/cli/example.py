@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.parsing import is_address
 from mitm_cache.registries import DOCKER_HUB, Known
+from mitm_cache.welcome.names import rows
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -49,17 +49,8 @@ def render_hosts(known: Known, names: tuple[str, ...], address: str, *, token_ho
         "# mitm-cache: these registries are pulled through the cache. Append to /etc/hosts on every node,",
         f"# with the address of your cache for {ADDRESS}. Take the lines out to undo.",
     ]
-    told: set[str] = set()
-    issuers = {registry.name: registry.auth_hosts if token_hosts else () for registry in known}
-    for hosts in (names, *((*registry.names, *issuers[registry.name]) for registry in known)):
-        new = [host for host in dict.fromkeys(map(_without_port, hosts)) if host not in told and not is_address(host)]
-        lines += [f"{address} {' '.join(new)}"] if new else []
-        told.update(new)
+    lines += [f"{address} {' '.join(row)}" for row in rows(known, names, token_hosts=token_hosts)]
     return "\n".join(lines) + "\n"
-
-
-def _without_port(host: str) -> str:
-    return host if is_address(host) else host.partition(":")[0]
 
 
 def render_daemon_json(known: Known, address: str, port: int) -> str:

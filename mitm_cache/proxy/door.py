@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from secrets import token_hex
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError, LoopError, MitmCacheError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, classify, is_pull, repository_of
-from mitm_cache.proxy.identity import Arrival, identify
+from mitm_cache.proxy.identity import Arrival, identify, is_own, split_host
 from mitm_cache.registries import Known, Registry
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.wire.headers import Headers
@@ -23,6 +23,8 @@ from mitm_cache.wire.message import Credential, Request, Response
 
 MAX_BODY = 64 << 10
 """Bytes of a pull's body, which has no meaning; the bodies of relayed requests are streams."""
+type Pages = Callable[[str, str, str], Response]
+"""Answers for the cache itself, by method, path and Accept."""
 _LENGTH = re.compile("[0-9]{1,18}")
 FORMS = {"authority": 405, "absolute": 400}
 """What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
@@ -113,9 +115,20 @@ def _reference(operation: Operation | None) -> str:
 class Door:
     """Admits requests: identity, form, path and method are settled here, and nowhere else."""
 
-    def __init__(self, *, known: Known, journal: Journal, via: str, ways: Mapping[str, Way]) -> None:
-        """`ways`: how each connection came in, by mitmproxy's id of it."""
+    def __init__(
+        self,
+        *,
+        known: Known,
+        journal: Journal,
+        via: str,
+        ways: Mapping[str, Way],
+        own: Collection[str] = (),
+        pages: Pages | None = None,
+    ) -> None:
+        """`ways`: how each connection came in, by mitmproxy's id; `own`: the cache's names, where its `pages` are."""
         self._known = known
+        self._own = frozenset(own)
+        self._pages = pages
         self._journal = journal
         self._via = via
         self._ways = ways
@@ -137,16 +150,53 @@ class Door:
         )
         try:
             sni = (client.sni or "").lower().rstrip(".") if client.tls else None
-            arrival = Arrival(way.listener, way.port, sni, way.target)
+            address = client.sockname[0].removeprefix("::ffff:")
+            arrival = Arrival(way.listener, way.port, sni, way.target, address)
             self._admit(exchange, arrival, request)
         except MitmCacheError as error:
             exchange.response = explain(error, exchange.request)
         return exchange
 
     def _admit(self, exchange: Exchange, arrival: Arrival, request: http.Request) -> None:
+        place = identify(arrival, self._hosts(arrival, request), request.path, self._known, self._own)
+        if place is None:
+            exchange.response = self._page(request)
+            return
+        exchange.registry = place.registry
+        if self._via in ",".join(request.headers.get_all("via")):
+            raise LoopError(
+                f"{place.registry.name} leads back to this cache; set upstream.resolvers or registries.NAME.resolve"
+            )
+        authorization = request.headers.get("authorization")
+        exchange.request = admitted = Request(
+            listener=arrival.listener,
+            client=exchange.client,
+            method=request.method,
+            registry=place.registry,
+            operation=classify(place.target.partition("?")[0]),
+            target=place.target,
+            headers=Headers(request.headers.items(multi=True)),
+            credential=Credential(authorization) if authorization else None,
+            size=None if "transfer-encoding" in request.headers else _size(request.headers.get("content-length", "0")),
+            mirror=place.mirror,
+            given=place.given,
+            chosen=place.chosen,
+        )
+        if not is_pull(request.method, admitted.operation):
+            relay.admit(admitted)
+            exchange.relayed = True
+        elif admitted.size is not None and admitted.size > MAX_BODY:
+            raise ClientError(f"the body of a pull is at most {MAX_BODY} bytes", status=413)
+
+    def _hosts(self, arrival: Arrival, request: http.Request) -> list[str]:
+        """The hosts that a request names, once its form is one that its listener takes. Raises MitmCacheError."""
         if not arrival.listener:
             raise MitmCacheError("a connection of no listener")
-        if request.first_line_format != "relative" or request.method == "CONNECT":
+        hosts = request.headers.get_all("host")
+        straight = arrival.listener == "connect" and not arrival.target
+        if straight and request.first_line_format == "absolute":
+            hosts = [request.host]  # RFC 9112, 3.2.2
+        elif request.first_line_format != "relative" or request.method == "CONNECT":
             form = "authority" if request.method == "CONNECT" else request.first_line_format
             raise ClientError(
                 f"the {arrival.listener} listener is no proxy: it takes requests for a path, no URL and no CONNECT",
@@ -154,35 +204,18 @@ class Door:
             )
         if arrival.listener == "tls" and arrival.sni is None:
             raise ClientError("this listener takes TLS only")
-        if arrival.listener == "connect" and not arrival.target:
+        # By this listener's own address or name there are pages, and the mirror.
+        if straight and not (len(hosts) == 1 and is_own(split_host(hosts[0])[0], arrival, self._own)):
             raise ClientError("this listener takes CONNECT only: it is for HTTPS_PROXY", status=405)
         # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
         if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
             raise ClientError("a header holds a control character or goes on in a second line")
-        registry = identify(arrival, request.headers.get_all("host"), self._known)
-        exchange.registry = registry
-        if self._via in ",".join(request.headers.get_all("via")):
-            raise LoopError(
-                f"{registry.name} leads back to this cache; set upstream.resolvers or registries.NAME.resolve"
-            )
-        operation = classify(request.path.partition("?")[0])
-        authorization = request.headers.get("authorization")
-        exchange.request = relayed = Request(
-            listener=arrival.listener,
-            client=exchange.client,
-            method=request.method,
-            registry=registry,
-            operation=operation,
-            target=request.path,
-            headers=Headers(request.headers.items(multi=True)),
-            credential=Credential(authorization) if authorization else None,
-            size=None if "transfer-encoding" in request.headers else _size(request.headers.get("content-length", "0")),
-        )
-        if not is_pull(request.method, operation):
-            relay.admit(relayed)
-            exchange.relayed = True
-        elif relayed.size is not None and relayed.size > MAX_BODY:
-            raise ClientError(f"the body of a pull is at most {MAX_BODY} bytes", status=413)
+        return hosts
+
+    def _page(self, request: http.Request) -> Response:
+        if self._pages is None:
+            raise ClientError("there are no pages here", status=404)
+        return self._pages(request.method, request.path.partition("?")[0], request.headers.get("accept", ""))
 
 
 def _size(declared: str) -> int:

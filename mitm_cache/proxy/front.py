@@ -58,10 +58,12 @@ class Front:
         connect_ports: Collection[int],
         dial: Dial,
         journal: Journal,
+        own: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`connect_ports`: where tunnels may lead."""
+        """`connect_ports`: where tunnels may lead; `own`: the names of the cache itself."""
         self._known = known
+        self._own = frozenset(own)
         self._token_hosts = {host for registry in known for host in registry.auth_hosts if not known.find(host)}
         self._connect_ports = frozenset(connect_ports)
         self._dial = dial
@@ -101,7 +103,7 @@ class Front:
         return Intercepted(Replay(reader, beginning.data))
 
     def _target(self, asked: Connect, reader: asyncio.StreamReader) -> Intercepted | Tunnelled:
-        if self._known.at(asked.host, asked.port):
+        if self._known.at(asked.host, asked.port) or asked.host in self._own:
             return Intercepted(Replay(reader, asked.rest), asked.host)
         if asked.port not in self._connect_ports:
             allowed = ", ".join(map(str, sorted(self._connect_ports))) or "none"

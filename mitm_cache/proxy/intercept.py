@@ -54,8 +54,11 @@ class Intercept:
         data.establish_server_tls_first = False
 
     def tls_start_client(self, data: TlsData) -> None:
-        """Choose the context by name; without one mitmproxy closes the connection."""
-        name = (data.conn.sni or "").lower().rstrip(".")
+        """Choose the context by name, or by our own address where none is given (RFC 6066, 3: an address is no name).
+
+        Without a context mitmproxy closes the connection.
+        """
+        name = (data.conn.sni or "").lower().rstrip(".") or _local_address(data)
         if name not in self._names:
             self._record_refusal(data, name)
             return
@@ -82,10 +85,14 @@ class Intercept:
                 client=client[0] if client else "",
                 outcome="REFUSED",
                 reason=f"server name {shown!r} is not a registry this cache serves"
-                if shown
-                else "no server name (SNI)",
+                if data.conn.sni
+                else f"no server name (SNI), and {shown} is not in names",
             )
         )
+
+
+def _local_address(data: TlsData) -> str:
+    return data.conn.sockname[0].removeprefix("::ffff:") if data.conn.sockname else ""
 
 
 def _make_context(chain: bytes, key: bytes) -> SSL.Context:

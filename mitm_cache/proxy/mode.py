@@ -188,11 +188,11 @@ class Listeners:
             return
         way = self.way(context.client.id)
         speaks_tls = data[0] == TLS_RECORD
-        if (way.listener == "tls" or way.target) and not context.client.tls:
-            if speaks_tls:
-                nextlayer.layer = ClientTLS(context)
-            else:
-                nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
+        tls_only = way.listener == "tls" or bool(way.target)
+        if speaks_tls and not context.client.tls and (tls_only or way.listener == "mirror"):
+            nextlayer.layer = ClientTLS(context)
+        elif tls_only and not context.client.tls:
+            nextlayer.layer = RefusalLayer(context, "This port takes TLS only.")
         elif speaks_tls:
             nextlayer.layer = RefusalLayer(context, f"The {way.listener} listener takes plain HTTP only.")
         else:

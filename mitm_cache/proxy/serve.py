@@ -75,6 +75,8 @@ class Serve:
             # While the answer is made, the client cannot fill our memory with more requests.
             async with self._held_back(flow):
                 exchange.response = response = await answer(request)
+            if request.mirror:
+                response.headers += Headers([("OCI-Namespace", request.registry.name)])
             if exchange.listener == "clear":
                 _lead_back(response, request)
             flow.response = render(exchange, response, flow.request.http_version)

@@ -1,6 +1,7 @@
 """One request and its answer: mitmproxy's stream, with our door before it and our delivery behind it."""
 
 from dataclasses import dataclass
+from email.utils import formatdate
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
@@ -84,6 +85,8 @@ def render(exchange: Exchange, response: Response, http_version: str = HTTP_1_1)
         ("X-Cache-Reason", reason),
         ("X-Request-Id", exchange.request_id),
     ]
+    if response.headers.get("date") is None:
+        fields.append(("Date", formatdate(usegmt=True)))  # RFC 9110, 6.6.1: whoever has a clock says it
     if isinstance(response.body, StreamBody) and response.body.length is None:
         # RFC 9112, 6.3: without a length a body is chunked, or for older clients as long as the connection.
         fields.append(("Transfer-Encoding", "chunked") if http_version == HTTP_1_1 else ("Connection", "close"))

@@ -31,7 +31,8 @@ class Credential:
 class Request:
     """What a client asks of one registry. `target` is the path and query as sent.
 
-    `size`: bytes of its body, None where the client does not say it before its end.
+    `size`: bytes of its body, None where the client does not say it before its end; `mirror`: it is asked of the cache
+    in the registry's stead, which was `chosen` by the client or left to us, with `given` before repositories' names.
     """
 
     listener: str
@@ -43,6 +44,9 @@ class Request:
     headers: Headers = field(default_factory=Headers)
     credential: Credential | None = None
     size: int | None = 0
+    mirror: bool = False
+    given: str = ""
+    chosen: bool = True
 
 
 class File(Protocol):

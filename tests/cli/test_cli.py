@@ -74,9 +74,11 @@ def test_commands() -> None:
         ("serve",),
         ("demo",),
         ("status",),
+        ("doctor",),
         ("ca",),
         ("example",),
         ("addon-path",),
+        ("setup",),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.lab import network
 from tests.lab.lab import TOOLS, Lab
 from tests.lab.lab import lab as running_lab
 from tests.lab.product import Product, Section
@@ -34,6 +35,7 @@ class Serve(Protocol):
         data: Path | None = None,
         ports: Mapping[str, int] | None = None,
         sections: Mapping[str, Section] | None = None,
+        address: str = network.CACHE,
     ) -> Product: ...
 
 
@@ -66,8 +68,9 @@ def serve(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Serve]:
             data: Path | None = None,
             ports: Mapping[str, int] | None = None,
             sections: Mapping[str, Section] | None = None,
+            address: str = network.CACHE,
         ) -> Product:
-            product = Product(lab, data or lab.fresh("data"), ports=ports, sections=sections)
+            product = Product(lab, data or lab.fresh("data"), ports=ports, sections=sections, address=address)
             products.append(product)
             stack.callback(product.stop)
             product.start()

@@ -13,6 +13,8 @@ Event = Mapping[str, object]
 Section = Mapping[str, object]
 
 TLS, CLEAR, MIRROR = 443, 80, 5000
+OWN = "registry.lan"
+"""A name of the cache itself."""
 MIRROR_URL = f"http://{network.CACHE}:{MIRROR}"
 
 
@@ -42,12 +44,14 @@ class Product:
         *,
         ports: Mapping[str, int] | None = None,
         sections: Mapping[str, Section] | None = None,
+        address: str = network.CACHE,
     ) -> None:
         self.lab, self.data = lab, data
         self._ports = {"tls": TLS, "clear": CLEAR, "mirror": MIRROR} if ports is None else dict(ports)
-        listeners = {name: [f"{network.CACHE}:{port}"] for name, port in self._ports.items()}
+        listeners = {name: [f"{address}:{port}"] for name, port in self._ports.items()}
         self.settings: dict[str, object] = {
             "data_dir": str(data),
+            "names": [OWN],
             "listen": {"tls": [], "clear": [], "connect": [], "mirror": [], "admin": [], **listeners},
             "upstream": {"ca_file": str(lab.ca_file), "resolvers": [network.DNS]},
             "registries": {"private.example.com": {"url": "https://private.example.com"}},

@@ -159,7 +159,7 @@ ODD = ["one number", "hexadecimal", "short", "octal", "path", "user"]
     ("request_", "status"),
     [
         ("GET /v2/ HTTP/1.1\r\nHost: registry.demo\r\n\r\n", 405),
-        ("GET http://registry.demo/v2/ HTTP/1.1\r\nHost: registry.demo\r\n\r\n", 400),
+        ("GET http://registry.demo/v2/ HTTP/1.1\r\nHost: registry.demo\r\n\r\n", 405),
         ("CONNECT registry.demo HTTP/1.1\r\nHost: registry.demo\r\n\r\n", 400),
         ("CONNECT :443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         ("CONNECT a:99999 HTTP/1.1\r\nHost: x\r\n\r\n", 400),

@@ -8,6 +8,7 @@ from mitm_cache.registries import DOCKER_HUB, Known, Registry
 
 QUAY = Registry("quay.io", "quay.io")
 PORTED = Registry("registry.corp:5000", "registry.corp:5000")
+TARGET = "/v2/team/app/manifests/1?a=b"
 KNOWN = Known([DOCKER_HUB, QUAY, PORTED])
 
 
@@ -44,13 +45,15 @@ def mirror(port: int = 5000) -> Arrival:
         (mirror(), "anything.example", "docker.io"),
         (mirror(), "192.0.2.7:5000", "docker.io"),
         (mirror(), "[2001:db8::1]:5000", "docker.io"),
-        (mirror(), "quay.io", "docker.io"),
+        (mirror(), "quay.io", "quay.io"),
     ],
     ids=str,
 )
 def test_served(arrival: Arrival, host: str, name: str) -> None:
-    """A known host, on the port of its scheme or the one that was bound; the mirror is Docker Hub's by any name."""
-    assert identify(arrival, [host], KNOWN).name == name
+    """A known host, on the port of its scheme or the one that was bound; the mirror is Docker Hub's by other names."""
+    place = identify(arrival, [host], TARGET, KNOWN)
+    assert place is not None
+    assert (place.registry.name, place.target) == (name, TARGET)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +86,14 @@ def test_served(arrival: Arrival, host: str, name: str) -> None:
 def test_refused(arrival: Arrival, hosts: list[str], status: int) -> None:
     """421 where Host is not the name of the handshake, 404 for a stranger, 400 without exactly one Host."""
     with pytest.raises(ClientError) as caught:
-        identify(arrival, hosts, KNOWN)
+        identify(arrival, hosts, TARGET, KNOWN)
     assert caught.value.status == status
 
 
 def test_a_stranger_learns_what_to_do() -> None:
     """404 names the host, shortened, and where it would be configured."""
     with pytest.raises(ClientError, match=r"'x{128}' is not a registry .*\[registries\]") as caught:
-        identify(clear(), ["x" * 300], KNOWN)
+        identify(clear(), ["x" * 300], TARGET, KNOWN)
     assert caught.value.code == "NAME_UNKNOWN"
 
 
