@@ -80,6 +80,7 @@ class Core:
                 bases=rules.bases(config),
                 via=self.via,
                 allow_http=lambda _: config.allow_http,
+                allow_private=config.allow_private,
             )
             self.leg = Leg(
                 client=client,

@@ -43,8 +43,8 @@ class Layout:
 def open_layout(root: Path) -> Layout:
     """Make what is missing of a data directory (mode 0700) and check what is there.
 
-    Raises ConfigError for a directory that is another format's, or not this program's at all; StoreError where it
-    cannot be made.
+    Raises ConfigError for a directory that everybody may look into, that is another format's, or not this program's at
+    all; StoreError where it cannot be made.
     """
     marker = root / "FORMAT"
     try:
@@ -53,11 +53,20 @@ def open_layout(root: Path) -> Layout:
             _found(root, marker)
         text = marker.read_text(errors="replace")
         layout = Layout(root, _identity(marker, text))
+        _check_private(root)
         for folder in (layout.blobs, layout.spool, layout.links, layout.index, layout.run):
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreError(f"data_dir {root} cannot be used: {error.strerror or error}") from error
     return layout
+
+
+def _check_private(root: Path) -> None:
+    mode = root.stat().st_mode & 0o777
+    if mode & 0o007:
+        raise ConfigError(
+            f"data_dir {root} is open to everybody (mode {mode:04o}): it holds private images; run: chmod o= {root}"
+        )
 
 
 def _found(root: Path, marker: Path) -> None:
@@ -68,6 +77,7 @@ def _found(root: Path, marker: Path) -> None:
             f"data_dir {root} holds {foreign[0]!r} and no FORMAT file: it is not a data directory of mitm-cache; "
             "name an empty or new one"
         )
+    root.chmod(root.stat().st_mode & 0o770)  # a new disk's mount point is open to everybody
     draft = root / f"FORMAT.{secrets.token_hex(4)}"
     draft.write_text(json.dumps({"format": FORMAT, "identity": secrets.token_hex(8)}) + "\n")
     try:

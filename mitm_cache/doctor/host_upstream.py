@@ -55,6 +55,7 @@ class Upstream:
                 bases=self._bases,
                 via="mitm-cache-doctor",
                 allow_http=lambda _: self.config.allow_http,
+                allow_private=self.config.allow_private,
             )
             return client.exchange(
                 Call(

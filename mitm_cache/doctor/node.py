@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -12,6 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mitm_cache.doctor import processes
+from mitm_cache.doctor.finding import Finding
+from mitm_cache.doctor.mirror import Files, Mirror
+from mitm_cache.doctor.mirror import texts as _texts
+from mitm_cache.doctor.mirror_containerd import find_folder, find_folders
+from mitm_cache.doctor.mirrors import read_mirrors
 from mitm_cache.doctor.probes import Resolution, Way, resolve
 from mitm_cache.doctor.processes import Process
 from mitm_cache.doctor.scene import Scene
@@ -71,12 +77,25 @@ class Node:
     docker: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""  # with daemon.json
     proxies: tuple[ProxySetting, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
     ways: tuple[Way, ...] = ()
+    told: tuple[Finding, ...] = ()  # what was wrong with files when they were read
 
     def leads_here(self, host: str) -> bool:
         """Whether every address of a name is the cache's."""
         addresses = self.resolved.get(host, Resolution()).addresses
         return bool(addresses) and set(addresses) <= set(self.caches)
+
+    def at_cache(self, host: str) -> bool:
+        """Whether an address is the cache's, or every address of a name."""
+        return str(ip_address(host)) in self.caches if is_address(host) else self.leads_here(host)
+
+    def mirrored(self, registry: str, client: str = "") -> bool:
+        """Whether a mirror, of this client if one is named, leads to the cache for a registry."""
+        return any(
+            each.wanted.registry.name == registry and client in ("", each.client) and self.at_cache(each.host)
+            for each in self.mirrors
+        )
 
     def way(self, kind: str) -> Way | None:
         """The first way of a kind, where that kind is set up."""
@@ -101,10 +120,11 @@ def look(scene: Scene) -> Node:
     daemon_json = _daemon_json(scene, daemons)
     docker, trouble = read_daemon_json(daemon_json)
     proxies = (*_live_proxies(daemons), *_files_proxies(scene, docker), *_shell_proxy(scene))
-    mirrors = tuple(_texts(docker.get("registry-mirrors")))
+    files = Files(scene)
+    mirrors = read_mirrors(files, daemons, daemon_json, docker)
     names = {host for registry in (*scene.known, *scene.registries) for host in hosts_of(registry)}
-    ends = [_end(url) for url in (*mirrors, *(setting.proxy for setting in proxies))]
-    others = {host for host, _ in ends if host and not is_address(host)}
+    ends = [*_most(mirrors), *(_end(setting.proxy)[0] for setting in proxies)]
+    others = {host for host in (*ends, *(each.host for each in mirrors)) if host and not is_address(host)}
     others |= {cache for cache in scene.caches if not is_address(cache)}
     resolved = resolve(names | others)
     caches = _addresses(scene.caches, resolved) or _guess(hosts, names, ends, resolved)
@@ -118,8 +138,10 @@ def look(scene: Scene) -> Node:
         docker=docker,
         trouble=trouble,
         proxies=proxies,
+        mirrors=mirrors,
+        told=tuple(files.findings),
     )
-    return replace(node, ways=tuple(_ways(scene, node, names, mirrors)))
+    return replace(node, ways=tuple(dict.fromkeys(_ways(scene, node, names))))
 
 
 def read_hosts(path: Path) -> tuple[HostsLine, ...]:
@@ -156,9 +178,10 @@ def own_trust(scene: Scene, client: str, registry: Registry) -> OwnTrust:
     unverified = ""
     for place in places:
         for name in registry.names:
-            folder = scene.path(f"/etc/{place}/certs.d/{name}")
+            own = find_folder(find_folders(scene), name) if place == "containerd" else None
+            folder = own or scene.path(f"/etc/{place}/certs.d/{name}")
             files += sorted(folder.glob("*.crt"))
-            if place == "containerd" and (folder / "hosts.toml").is_file():
+            if own and (folder / "hosts.toml").is_file():
                 named, skips = _read_hosts_toml(folder / "hosts.toml")
                 files += [scene.path(file) if file.startswith("/") else folder / file for file in named]
                 unverified = str(folder / "hosts.toml") if skips else unverified
@@ -178,10 +201,6 @@ def _read_hosts_toml(path: Path) -> tuple[list[str], bool]:
         value = table.get("ca", [])
         named += [value] if isinstance(value, str) else _texts(value)
     return named, any(isinstance(table, dict) and table.get("skip_verify") is True for table in tables)
-
-
-def _texts(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 def _daemon_json(scene: Scene, daemons: tuple[Process, ...]) -> Path:
@@ -262,7 +281,7 @@ def _addresses(hosts: tuple[str, ...], resolved: Mapping[str, Resolution]) -> tu
 
 
 def _guess(
-    hosts: tuple[HostsLine, ...], names: set[str], ends: list[tuple[str, int]], resolved: Mapping[str, Resolution]
+    hosts: tuple[HostsLine, ...], names: set[str], ends: list[str], resolved: Mapping[str, Resolution]
 ) -> tuple[str, ...]:
     """The cache's addresses, by what leads to it: hosts entries, mirror or proxy, names that share an address."""
     lines = tuple(line.address for line in hosts if names & set(line.names))
@@ -271,21 +290,25 @@ def _guess(
         count = {line: sum(len(names & set(one.names)) for one in hosts if one.address == line) for line in lines}
         most = max(count.values())
         return tuple(dict.fromkeys(address for address in lines if count[address] == most))
-    found = _addresses(tuple(host for host, _ in ends if host), resolved)
+    found = _addresses(tuple(filter(None, ends)), resolved)
     if found:
         return found
     hub, quay = (set(resolved.get(name, Resolution()).addresses) for name in (DOCKER_HUB.host, "quay.io"))
     return tuple(sorted(hub & quay))
 
 
-def _ways(scene: Scene, node: Node, names: set[str], mirrors: tuple[str, ...]) -> Iterator[Way]:
+def _most(mirrors: tuple[Mirror, ...]) -> list[str]:
+    """Where mirrors lead for most registries: one for a single registry may be anybody's."""
+    hosts = Counter(host for host, *_ in {(each.host, each.client, each.wanted.registry.name) for each in mirrors})
+    return [host for host in hosts if hosts[host] == max(hosts.values())]
+
+
+def _ways(scene: Scene, node: Node, names: set[str]) -> Iterator[Way]:
     led = {address for name in names for address in node.resolved[name].addresses}
     yield from (Way("tls", address, scene.ports["tls"]) for address in node.caches if address in led)
-    proxies = [setting.proxy for setting in node.proxies]
-    for kind, urls in (("connect", proxies), ("mirror", list(mirrors))):
-        told = set()
-        for host, port in map(_end, urls):
-            for address in _addresses((host,), node.resolved) if host else ():
-                if address in node.caches and (address, port) not in told:
-                    told.add((address, port))
-                    yield Way("connect" if kind == "connect" else "mirror", address, port)
+    ends = [("connect", *_end(setting.proxy)) for setting in node.proxies]
+    ends += [("mirror", each.host, each.port) for each in node.mirrors]
+    for kind, host, port in ends:
+        for address in _addresses((host,), node.resolved) if host else ():
+            if address in node.caches:
+                yield Way("connect" if kind == "connect" else "mirror", address, port)

@@ -6,7 +6,7 @@ from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
 from mitm_cache.doctor.node import Node, hosts_of
 from mitm_cache.doctor.probes import Door, Resolution, at, knock
 from mitm_cache.doctor.scene import Scene
-from mitm_cache.registries import DOCKER_HUB, Registry
+from mitm_cache.registries import Registry
 
 WAYS = "set up one way: docs/clients.md"
 
@@ -26,6 +26,7 @@ def check_ways(node: Node) -> Iterator[Finding]:
         yield fail(
             "cache", str(node.daemon_json), node.trouble, f"put it right: dockerd does not start with it ({WAYS})"
         )
+    yield from node.told
 
 
 def check_name(scene: Scene, node: Node, registry: Registry) -> Iterator[Finding]:
@@ -39,7 +40,7 @@ def check_name(scene: Scene, node: Node, registry: Registry) -> Iterator[Finding
 
 
 def _reached_otherwise(node: Node, registry: Registry) -> bool:
-    return node.way("connect") is not None or (node.way("mirror") is not None and registry.name == DOCKER_HUB.name)
+    return node.way("connect") is not None or node.mirrored(registry.name)
 
 
 def _judge(scene: Scene, node: Node, registry: Registry) -> Finding:
@@ -105,16 +106,15 @@ PURPOSES = {
     "tls": "hosts entries",
     "clear": "insecure-registries",
     "connect": "HTTPS_PROXY",
-    "mirror": "registry-mirrors",
+    "mirror": "mirror settings",
 }
 
 
 def check_door(scene: Scene, node: Node, listener: str) -> Iterator[Finding]:
     """Whether a listener of the cache can be reached from here."""
-    ports = {way.port for way in node.ways if way.kind == listener} or {scene.ports[listener]}
-    for address in node.caches:
-        for port in sorted(ports):
-            yield judge_door(node, listener, f"{listener} {at(address, port)}", knock(address, port))
+    usual = [(address, scene.ports[listener]) for address in node.caches]
+    for address, port in [(way.address, way.port) for way in node.ways if way.kind == listener] or usual:
+        yield judge_door(node, listener, f"{listener} {at(address, port)}", knock(address, port))
 
 
 def judge_door(node: Node, listener: str, subject: str, door: Door) -> Finding:
@@ -123,9 +123,10 @@ def judge_door(node: Node, listener: str, subject: str, door: Door) -> Finding:
         return ok("doors", subject, "open")
     words, cure = _CLOSED[door]
     if listener in needed(node):
-        return fail(
-            "doors", subject, f"{words}, and {PURPOSES[listener]} of this node lead there", cure.format(listener)
-        )
+        files = dict.fromkeys(str(each.source) for each in node.mirrors if node.at_cache(each.host))
+        named = f" ({', '.join(files)})" if files and listener == "mirror" else ""
+        words = f"{words}, and {PURPOSES[listener]} of this node lead there{named}"
+        return fail("doors", subject, words, cure.format(listener))
     return skip(
         "doors",
         subject,

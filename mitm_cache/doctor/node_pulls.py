@@ -1,4 +1,4 @@
-"""Whether a pull comes through: a real HEAD of a manifest by each way that is set up, and what the answer tells."""
+"""Whether a pull comes through: a real HEAD of a manifest by names and by proxy, and what an answer tells."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,8 +9,7 @@ from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
 from mitm_cache.doctor.node import Node, hosts_of
 from mitm_cache.doctor.node_trust import CLOCK
 from mitm_cache.doctor.probes import ACCEPT, Reply, Straight, Way, ask, at, fetch_token
-from mitm_cache.doctor.scene import Scene, Wanted
-from mitm_cache.registries import DOCKER_HUB
+from mitm_cache.doctor.scene import Scene, Wanted, target
 
 TOLERATED = 300.0
 """Seconds of difference that no token and no certificate minds."""
@@ -20,51 +19,51 @@ def check_pull(node: Node, wanted: Wanted, way: Way) -> Iterator[Finding]:
     """Ask for a manifest as a client without credentials does, its token included."""
     registry = wanted.registry
     subject = f"{registry.name}{f'/{wanted.image}' if wanted.image else ''} by {way}"
-    if way.kind == "mirror" and registry.name != DOCKER_HUB.name:
-        yield skip("pulls", subject, "dockerd asks a mirror for Docker Hub only", "nothing to do")
-        return
     host = next(iter(hosts_of(registry)), registry.host)
     if way.kind == "tls" and not node.leads_here(host):
         yield skip("pulls", subject, "its name does not lead to the cache", "see its line (names)")
         return
-    base = f"http://{at(way.address, way.port)}" if way.kind == "mirror" else f"https://{host}"
-    reply, silent_host = _ask(way, f"{base}{target(wanted)}")
+    reply, silent_host = ask_with_token(way, f"https://{host}{target(wanted)}")
     yield judge(subject, registry.name, reply, silent_host, manifest=bool(wanted.image))
 
 
-def target(wanted: Wanted) -> str:
-    """The path of a manifest, or of the registry's root where no image is known."""
-    if not wanted.image:
-        return "/v2/"
-    repository, sign, reference = wanted.image.partition("@")
-    if not sign:
-        repository, _, reference = wanted.image.rpartition(":")
-    return f"/v2/{repository}/manifests/{reference}"
-
-
-def _ask(way: Way, url: str) -> tuple[Reply, str]:
+def ask_with_token(way: Way | Straight, url: str) -> tuple[Reply, str]:
     """The answer, with a token if one is asked for; and the token host that gave none, or ""."""
     reply = ask(way, "HEAD", url, {"Accept": ACCEPT})
     if reply.status != 401:
         return reply, ""
     # The node's own way first, as a client; a proxy is its own way.
-    ways = (way,) if way.kind == "connect" else (Straight(),)
+    ways = (way,) if isinstance(way, Way) and way.kind == "connect" else (Straight(),)
     token, silent_host = fetch_token(ways, reply.headers.get("www-authenticate", ""))
     if not token:
         return reply, silent_host
     return ask(way, "HEAD", url, {"Accept": ACCEPT, "Authorization": f"Bearer {token}"}), ""
 
 
-def judge(subject: str, registry: str, reply: Reply, silent_host: str, *, manifest: bool = True) -> Finding:
-    """What an answer to a HEAD tells of the way."""
+def judge(
+    subject: str,
+    registry: str,
+    reply: Reply,
+    silent_host: str,
+    *,
+    manifest: bool = True,
+    stranger: str = "the address must be the cache's: see its lines (names, proxy)",
+    closed: str = "",
+) -> Finding:
+    """What an answer to a HEAD tells of the way.
+
+    `stranger` is the cure where something else answers, `closed` where nobody does and it is not the cache's address.
+    """
     outcome, reason = reply.headers.get("x-cache"), reply.headers.get("x-cache-reason", "")
     on_cache_host = f"on the cache host: mitm-cache doctor --host --registry {registry}"
+    if reply.trouble and closed:
+        return fail("pulls", subject, f"{reply.trouble}, and the address is not the cache's", closed)
     if reply.trouble:
         cure = "clients.allow on the cache must hold this node's address" if reply.reset else "see the listener (doors)"
         return fail("pulls", subject, reply.trouble, f"{cure}; {on_cache_host}")
     if outcome is None:
         words = f"status {reply.status} without X-Cache: it did not come through the cache"
-        return fail("pulls", subject, words, "the address must be the cache's: see its lines (names, proxy)")
+        return fail("pulls", subject, words, stranger)
     told = f"status {reply.status}, X-Cache {outcome}{f' ({reason})' if reason else ''}"
     if reply.status >= 500:
         return fail("pulls", subject, told, on_cache_host)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
+from mitm_cache.doctor.mirrors import DOCKERD
 from mitm_cache.doctor.node import Node, hosts_of, own_trust
 from mitm_cache.doctor.probes import Shown, Way, at, trusting, verify
 from mitm_cache.doctor.scene import Scene
@@ -90,7 +91,7 @@ def _judge_client(
     system = f"{who}: the system store does not believe the certificate ({shown.words})"
     install = _install(scene.ca, client)
     if client == "docker" and name == DOCKER_HUB.name:
-        if node.way("mirror"):
+        if node.mirrored(name, DOCKERD):
             return ok("trust", name, f"{who}: by the mirror, where no certificate is asked for")
         words = f"{system}; dockerd reads neither certs.d nor insecure-registries for Docker Hub"
         url = f"http://{at(node.caches[0], scene.ports['mirror'])}"

@@ -5,7 +5,16 @@ from contextlib import ExitStack
 from functools import partial
 
 from mitm_cache.config import Config
-from mitm_cache.doctor import host_disk, host_upstream, node_daemons, node_names, node_pulls, node_trust, service
+from mitm_cache.doctor import (
+    host_disk,
+    host_upstream,
+    node_daemons,
+    node_mirrors,
+    node_names,
+    node_pulls,
+    node_trust,
+    service,
+)
 from mitm_cache.doctor.examination import Check, examine, within
 from mitm_cache.doctor.finding import Finding, fail, ok
 from mitm_cache.doctor.node import Node
@@ -81,9 +90,14 @@ def _of_node(scene: Scene, node: Node) -> Iterator[Check]:
     yield Check("proxy", "this node", partial(node_daemons.check_proxies, scene, node))
     yield Check("clock", "this node", partial(node_pulls.check_clock, scene, node), late)
     for wanted in scene.images():
-        for way in node.ways:
+        for way in (way for way in node.ways if way.kind != "mirror"):
             run = partial(node_pulls.check_pull, node, wanted, way)
             yield Check("pulls", f"{wanted.registry.name} by {way}", run, late)
+
+    images = scene.images()
+    for mirror in (mirror for mirror in node.mirrors if mirror.wanted in images):
+        run = partial(node_mirrors.check_mirror, scene, node, mirror)
+        yield Check("pulls", f"{mirror.wanted.registry.name} by the mirror of {mirror.client}", run, late)
 
 
 def _of_host(scene: Scene, config: Config, running: service.Service, shared: host_upstream.Shared) -> Iterator[Check]:

@@ -33,6 +33,16 @@ class Wanted:
     image: str = ""
 
 
+def target(wanted: Wanted) -> str:
+    """The path of a manifest, or of the registry's root where no image is known."""
+    if not wanted.image:
+        return "/v2/"
+    repository, sign, reference = wanted.image.partition("@")
+    if not sign:
+        repository, _, reference = wanted.image.rpartition(":")
+    return f"/v2/{repository}/manifests/{reference}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """`caches`, `wanted` and `ca` are what the command line names. `root` and `proc` are the machine's files."""

@@ -23,6 +23,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.parsing import Endpoint, Network
+from mitm_cache.proxy.crowd import Crowd, room
 from mitm_cache.proxy.door import Way
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.layer import MAX_HEAD, RefusalLayer
@@ -81,8 +82,16 @@ class Clients:
 class Listeners:
     """The addon that accepts connections once mitmproxy runs, and chooses their layers."""
 
-    def __init__(self, *, sockets: Sequence[tuple[str, socket.socket]], clients: Clients, journal: Journal) -> None:
-        """`sockets`: each with the name of its listener."""
+    def __init__(
+        self,
+        *,
+        sockets: Sequence[tuple[str, socket.socket]],
+        clients: Clients,
+        journal: Journal,
+        crowd: Crowd | None = None,
+    ) -> None:
+        """`sockets`: each with the name of its listener; `crowd`: how many connections there may be."""
+        self._crowd = crowd or Crowd(room())
         self._sockets = sockets
         self._clients = clients
         self._journal = journal
@@ -136,7 +145,12 @@ class Listeners:
         peer = writer.get_extra_info("peername")
         address = str(peer[0]).removeprefix("::ffff:") if peer else ""
         if not self._clients.admits(address):
-            self._refuse(listener, address)
+            self._refuse(listener, address, "the address is not in clients.allow")
+            writer.transport.abort()
+            return
+        if reason := self._crowd.enter(address):
+            if self._crowd.tells(address):
+                self._refuse(listener, address, reason)
             writer.transport.abort()
             return
         self._writers.add(writer)
@@ -148,6 +162,7 @@ class Listeners:
             # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
             writer.close()
             self._writers.discard(writer)
+            self._crowd.leave(address)
 
     async def _intercept(self, way: Way, reader: Replay, writer: asyncio.StreamWriter) -> None:
         assert self._master is not None
@@ -165,14 +180,14 @@ class Listeners:
         finally:
             del self.ways[client.id]
 
-    def _refuse(self, listener: str, address: str) -> None:
+    def _refuse(self, listener: str, address: str, reason: str) -> None:
         self._journal.record(
             Event(
                 time=time.time(),
                 listener=listener,
                 client=address,
                 outcome="REFUSED",
-                reason="the address is not in clients.allow",
+                reason=reason,
             )
         )
 

@@ -8,6 +8,7 @@ from mitm_cache.oci.reference import Repository
 from mitm_cache.registries import Registry
 from mitm_cache.upstream.curl import Answer, Outgoing, Sink, Transport
 from mitm_cache.upstream.passage import Passage
+from mitm_cache.upstream.reach import check_redirect
 from mitm_cache.upstream.route import Router
 from mitm_cache.upstream.tokens import AnonymousTokens, belongs
 from mitm_cache.upstream.upgrade import Line
@@ -48,10 +49,12 @@ class Client:
         bases: Mapping[str, str],
         via: str,
         allow_http: Callable[[str], bool],
+        allow_private: bool,
     ) -> None:
         """`bases`: the URL of each registry by name, without a path where it is at its host's root.
 
-        `via`: this cache's pseudonym; `allow_http`: whether a registry's answers may lead to http.
+        `via`: this cache's pseudonym; `allow_http`: whether a registry's answers may lead to http; `allow_private`:
+        whether those of one outside may lead to addresses inside.
         """
         self._transport = transport
         self._router = router
@@ -59,6 +62,7 @@ class Client:
         self._bases = bases
         self._via = via
         self._allow_http = allow_http
+        self._allow_private = allow_private
 
     def base(self, registry: Registry) -> str:
         """The URL below which a registry's `/v2/` is."""
@@ -124,11 +128,16 @@ class Client:
         return self._follow(Outgoing("GET", url, headers), replace(call, method="GET", limit=1 << 20), None)
 
     def _follow(self, outgoing: Outgoing, call: Call, sink: Sink | None) -> Answer:
+        start = Origin.of(outgoing.url)
+        home = self._router.find(start, call.registry.name)
         for hop in range(MAX_HOPS + 1):
             origin = Origin.of(outgoing.url)
+            route = home if origin == start else self._router.find(origin, call.registry.name)
+            if origin != start:
+                check_redirect(origin, route, home, allow_private=self._allow_private)
             answer = self._transport.perform(
                 outgoing,
-                self._router.find(origin, call.registry.name),
+                route,
                 sink=_SuccessOnly(sink) if sink is not None else None,
                 limit=call.limit,
                 seconds=0 if sink is not None else EXCHANGE_SECONDS,

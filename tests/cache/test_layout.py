@@ -121,3 +121,15 @@ def test_processes_at_once(tmp_path: Path) -> None:
     assert len(said) == 900
     assert {(number, open_layout(tmp_path / number).identity) for number, _ in said} == set(said)
     assert not list(tmp_path.glob("*/FORMAT.*"))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o701, 0o704])
+def test_open_to_everybody(root: Path, mode: int) -> None:
+    """A directory that others may look into is closed when it is taken into use, and refused from then on."""
+    root.mkdir(parents=True)
+    root.chmod(mode)
+    open_layout(root)
+    assert stat.S_IMODE(root.stat().st_mode) == mode & 0o770
+    root.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"open to everybody \(mode {mode:04o}\).*chmod o= {root}"):
+        open_layout(root)

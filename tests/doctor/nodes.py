@@ -7,9 +7,11 @@ from typing import Any
 
 from mitm_cache.config import load
 from mitm_cache.doctor.finding import Finding, Status
-from mitm_cache.doctor.node import Node
+from mitm_cache.doctor.mirror import Mirror
+from mitm_cache.doctor.mirrors import DOCKERD
+from mitm_cache.doctor.node import DAEMON_JSON, Node
 from mitm_cache.doctor.probes import Resolution, Way
-from mitm_cache.doctor.scene import Scene, Wanted
+from mitm_cache.doctor.scene import Scene, Wanted, target
 from mitm_cache.registries import DOCKER_HUB, TABLE, Known, Registry
 
 CACHE = "10.0.0.5"
@@ -40,6 +42,12 @@ def node(names: Mapping[str, Iterable[str]] | None = None, **more: Any) -> Node:
     led = dict.fromkeys(("quay.io", *HUB.names), (CACHE,))
     resolved = {name: Resolution(tuple(found)) for name, found in {**led, **(names or {})}.items()}
     return replace(Node(caches=(CACHE,), resolved=resolved, ways=(TLS,)), **more)
+
+
+def mirror(base: str) -> Mirror:
+    """A mirror that dockerd's file names."""
+    wanted = Wanted(HUB, "library/x:1")
+    return Mirror(client=DOCKERD, source=Path(DAEMON_JSON), wanted=wanted, url=f"{base}{target(wanted)}")
 
 
 def put(root: Path, name: str, text: str) -> Path:

@@ -11,7 +11,7 @@ from mitm_cache.doctor.finding import Status
 from mitm_cache.doctor.node import HostsLine, Node
 from mitm_cache.doctor.node_names import check_door, check_name, check_ways, judge_door
 from mitm_cache.doctor.probes import Resolution, Way, knock, resolve
-from tests.doctor.nodes import CACHE, CONNECT, HUB, MIRROR, QUAY, TLS, node, scene, worst
+from tests.doctor.nodes import CACHE, CONNECT, HUB, MIRROR, QUAY, TLS, mirror, node, scene, worst
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,18 @@ def test_half_of_docker_hub(tmp_path: Path) -> None:
     assert found.cure == f"echo '{CACHE} index.docker.io' | sudo tee -a /etc/hosts"
 
 
-@pytest.mark.parametrize(("way", "status"), [(CONNECT, Status.SKIP), (MIRROR, Status.SKIP), (TLS, Status.FAIL)])
-def test_other_ways_need_no_names(tmp_path: Path, way: Way, status: Status) -> None:
-    """By proxy, or for Docker Hub by its mirror, a name may lead anywhere."""
-    away = node({name: ["34.1.1.1"] for name in HUB.names}, ways=(way,))
+@pytest.mark.parametrize(
+    ("way", "at", "status"),
+    [
+        (CONNECT, "10.0.0.9", Status.SKIP),
+        (MIRROR, CACHE, Status.SKIP),
+        (MIRROR, "10.0.0.9", Status.FAIL),
+        (TLS, CACHE, Status.FAIL),
+    ],
+)
+def test_other_ways_need_no_names(tmp_path: Path, way: Way, at: str, status: Status) -> None:
+    """By proxy, or by a mirror of the registry's that is the cache, a name may lead anywhere."""
+    away = node({name: ["34.1.1.1"] for name in HUB.names}, ways=(way,), mirrors=(mirror(f"http://{at}:5000"),))
     assert worst(check_name(scene(tmp_path, asked=["docker.io"]), away, HUB)).status is status
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from mitm_cache.demo.image import KIB, Image, generate
 from mitm_cache.doctor.finding import Finding, Status
-from mitm_cache.doctor.node_pulls import check_clock, check_pull, judge_clock, target
+from mitm_cache.doctor.node_mirrors import check_mirror
+from mitm_cache.doctor.node_pulls import check_clock, check_pull, judge_clock
 from mitm_cache.doctor.node_trust import CLOCK
 from mitm_cache.doctor.probes import Way, fetch_token
-from mitm_cache.doctor.scene import Wanted
+from mitm_cache.doctor.scene import Wanted, target
 from mitm_cache.registries import Known, Registry
-from tests.doctor.nodes import HUB, QUAY, node, scene, worst
+from tests.doctor.nodes import HUB, QUAY, mirror, node, scene, worst
 from tests.doctor.servers import answering
 from tests.fakes.registry import LyingUpstream
 from tests.serving import Threaded, in_thread
@@ -47,6 +48,12 @@ def pull(way: Way, wanted: Wanted = IMAGE) -> Finding:
     (found,) = check_pull(
         node({"registry.demo": (HERE,), "quay.io": (HERE,)}, caches=(HERE,), ways=(way,)), wanted, way
     )
+    assert found.cure or found.status is Status.OK
+    return found
+
+
+def by_mirror(root: Path, port: int) -> Finding:
+    (found,) = check_mirror(scene(root), node(caches=(HERE,)), mirror(f"http://{HERE}:{port}"))
     assert found.cure or found.status is Status.OK
     return found
 
@@ -89,10 +96,10 @@ def test_upstream_down(tmp_path: Path, image: Image) -> None:
     assert found.cure == "on the cache host: mitm-cache doctor --host --registry registry.demo"
 
 
-def test_a_stranger() -> None:
+def test_a_stranger(tmp_path: Path) -> None:
     """What answers without X-Cache is not the cache."""
     with answering(200) as port:
-        found = pull(Way("mirror", HERE, port), Wanted(HUB, "library/x:1"))
+        found = by_mirror(tmp_path, port)
     assert found.status is Status.FAIL
     assert "without X-Cache" in found.words
 
@@ -106,21 +113,21 @@ def test_a_stranger() -> None:
         (508, {"X-Cache-Reason": "quay.io leads back to this cache"}, Status.FAIL, "leads back to this cache"),
     ],
 )
-def test_answers(status: int, headers: dict[str, str], expected: Status, words: str) -> None:
+def test_answers(tmp_path: Path, status: int, headers: dict[str, str], expected: Status, words: str) -> None:
     """What the cache may answer by its mirror."""
     with answering(status, {"X-Cache": "MISS", **headers}) as port:
-        found = pull(Way("mirror", HERE, port), Wanted(HUB, "library/x:1"))
+        found = by_mirror(tmp_path, port)
     assert found.status is expected
     assert words in found.words
 
 
-def test_token_host() -> None:
+def test_token_host(tmp_path: Path) -> None:
     """A token host that is not reached is named, with the hosts entries that lead to it."""
     with answering(404) as port:
         realm = f"http://127.0.0.1:{port}/token"
         bearer = {"X-Cache": "MISS", "WWW-Authenticate": f'Bearer realm="{realm}",service="s",scope="x"'}
-        with answering(401, bearer) as mirror:
-            found = pull(Way("mirror", HERE, mirror), Wanted(HUB, "library/x:1"))
+        with answering(401, bearer) as there:
+            found = by_mirror(tmp_path, there)
     assert found.status is Status.FAIL
     assert "the token host 127.0.0.1 gives no token" in found.words
     assert "example hosts --no-egress" in found.cure
@@ -138,16 +145,15 @@ def test_tokens(body: object, token: str) -> None:
     assert fetch_token([], "Basic realm=x") == ("", "")
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(tmp_path: Path) -> None:
     """Nothing that listens, and what closes at once as clients.allow does."""
     with answering() as port:
         pass
-    assert pull(Way("mirror", HERE, port), Wanted(HUB, "library/x:1")).status is Status.FAIL
+    assert by_mirror(tmp_path, port).status is Status.FAIL
 
 
 def test_what_is_no_pull() -> None:
-    """A mirror is asked for Docker Hub only, and a name that leads elsewhere is a fault of names."""
-    assert pull(Way("mirror", HERE, 1), Wanted(QUAY, "a/b:1")).status is Status.SKIP
+    """A name that leads elsewhere is a fault of names."""
     away = node({"quay.io": ("34.1.1.1",)})
     assert worst(check_pull(away, Wanted(QUAY), Way("tls", HERE, 1))).cure == "see its line (names)"
 

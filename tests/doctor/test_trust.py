@@ -14,7 +14,7 @@ from mitm_cache.doctor.finding import Finding, Status
 from mitm_cache.doctor.node_trust import CLOCK, check_trust
 from mitm_cache.doctor.probes import Way
 from mitm_cache.registries import Registry
-from tests.doctor.nodes import HUB, QUAY, node, put, scene, worst
+from tests.doctor.nodes import HUB, QUAY, mirror, node, put, scene, worst
 from tests.doctor.servers import answering
 
 HERE = "127.0.0.1"
@@ -117,7 +117,7 @@ def test_docker_hub_in_dockerd(look: Look, tmp_path: Path, ca: Path) -> None:
     assert "dockerd reads neither certs.d nor insecure-registries for Docker Hub" in found.words
     assert '"registry-mirrors": ["http://127.0.0.1:5000"]' in found.cure
     assert "install-ca.sh" in found.cure
-    assert worst(look(HUB, ways=(Way("mirror", HERE, 5000),))).status is Status.OK
+    assert worst(look(HUB, mirrors=(mirror(f"http://{HERE}:5000"),))).status is Status.OK
 
 
 def test_unverified(look: Look, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.conftest import Serve
 from tests.e2e.test_loops import leads_to
 from tests.e2e.test_pull import NEEDS
+from tests.e2e.test_setup import Settled
 from tests.lab import images, network
 from tests.lab.host import Host
 from tests.lab.lab import ROOT, Lab
@@ -126,7 +127,7 @@ def test_node_is_well(restored: Lab, cache: Product) -> None:
     assert {each["subject"] for each in pulls} == {
         f"{QUAY} by tls {network.CACHE}:443",
         f"{HUB} by tls {network.CACHE}:443",
-        f"{HUB} by mirror {network.CACHE}:{MIRROR}",
+        f"{HUB} by mirror {network.CACHE}:{MIRROR} (dockerd)",
     }
     assert all("sha256:" in each["words"] and "X-Cache " in each["words"] for each in pulls)
     doors = {
@@ -214,6 +215,42 @@ def test_listener_is_closed(restored: Lab, serve: Serve) -> None:
     restored.node.resolve({"quay.io": nobody})
     told = visit(restored.node, "--node", "--cache", nobody, "--registry", QUAY).find("doors")
     assert "firewall" in told["words"]
+
+
+@pytest.fixture
+def settled(lab: Lab) -> Iterator[Settled]:
+    """A node that knows no registry, and keeps what is written to its /etc."""
+    node = Settled(lab.node)
+    node.put("/etc/hosts", f"127.0.0.1 localhost\n{network.TOKEN_HOST} {TOKEN_HOST}\n".encode())
+    node.put("/etc/containerd/config.toml", b"version = 2\n")
+    yield node
+    lab.wipe_clients()
+    node.leave()
+
+
+@pytest.mark.slow
+@NEEDS["podman"]
+@NEEDS["ctr"]
+def test_set_up_by_mirror(lab: Lab, cache: Product, settled: Settled) -> None:
+    """What `mitm-cache setup` writes for containerd and podman is found and well; a closed mirror is told by name."""
+    for client in ("containerd", "podman"):
+        settled.setup(f"{client} --way mirror --cache {network.CACHE}")
+    mirror = f"mirror {network.CACHE}:{MIRROR}"
+    asked = ("--node", "--registry", QUAY, "--registry", HUB)
+    found = visit(settled, *asked)
+    assert found.failed() == set(), found.findings
+    assert not [each for each in found.findings if each["status"] == "WARN"], found.findings
+    pulls = {each["subject"] for each in found.findings if (each["check"], each["status"]) == ("pulls", "OK")}
+    clients = ("containerd", "podman and CRI-O")
+    assert pulls == {f"{image} by {mirror} ({client})" for image in (QUAY, HUB) for client in clients}
+    cache.stop()
+    found = visit(settled, *asked)
+    assert found.failed() == {"doors", "pulls"}
+    told = found.find("doors")
+    assert told["subject"] == mirror
+    for path in ("/etc/containerd/certs.d/_default/hosts.toml", "/etc/containers/registries.conf.d/mitm-cache.conf"):
+        assert path in told["words"]
+    assert "listen.mirror" in told["cure"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""How many connections there may be: of all clients, by the descriptors of this process, and of each one.
+
+A connection may need a file and a way upstream besides itself; without a limit the next accept() fails for everybody.
+"""
+
+import resource
+from collections import Counter
+
+PER_CLIENT = 2048
+"""Connections of one address: a cluster behind one NAT address has many."""
+RESERVED = 512
+"""Descriptors that no connection of a client may take."""
+PER_CONNECTION = 2
+"""Descriptors that a connection may need, itself included, on the average of those that are at work."""
+
+
+def room() -> int:
+    """How many connections the descriptors of this process are enough for; takes what the system allows it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # as many as there are
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 20
+    return max((soft - RESERVED) // PER_CONNECTION, 16)
+
+
+class Crowd:
+    """The connections that are open, counted by address."""
+
+    def __init__(self, limit: int, per_client: int = PER_CLIENT) -> None:
+        self._limit = limit
+        self._per_client = per_client
+        self._open: Counter[str] = Counter()
+        self._told: set[str] = set()
+        self.total = 0
+
+    def enter(self, address: str) -> str:
+        """Count a connection in; why not, where there are too many, or "". What is not let in does not `leave`."""
+        if self._open[address] >= self._per_client:
+            return f"more than {self._per_client} connections of one address"
+        if self.total >= self._limit:
+            return f"more than {self._limit} connections; LimitNOFILE= or ulimit -n sets how many there may be"
+        self._open[address] += 1
+        self.total += 1
+        return ""
+
+    def leave(self, address: str) -> None:
+        """Count a connection out."""
+        self.total -= 1
+        self._open[address] -= 1
+        self._told.discard(address)
+        if not self._open[address]:
+            del self._open[address]
+
+    def tells(self, address: str) -> bool:
+        """Whether a refusal is worth a line: one for each address, until one of its connections has ended."""
+        if address in self._told:
+            return False
+        self._told.add(address)
+        return True
