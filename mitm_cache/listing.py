@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 from mitm_cache.answers import API_VERSION, pass_back, small
 from mitm_cache.cache.links import Links
@@ -71,7 +71,8 @@ class Theirs:
         found = document.get(key) if isinstance(document, dict) else None
         names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
         link = _LINK.search(answer.headers.get("link") or "")
-        return cls(names, urlsplit(link[1]).query if link else "")
+        # Of an address only the query is used here; splitting all of it raises where its host is malformed.
+        return cls(names, link[1].partition("#")[0].partition("?")[2] if link else "")
 
 
 class Listings:

@@ -30,6 +30,8 @@ def admit(request: Request) -> None:
         )
     if request.method not in METHODS:
         raise ClientError(f"{request.method} is not relayed; {', '.join(sorted(METHODS))} are", status=405)
+    if request.method == "HEAD" and request.size != 0:
+        raise ClientError("a HEAD request has no body")  # libcurl would then wait for one in the answer
 
 
 class Relay:
@@ -67,14 +69,17 @@ class Relay:
             (name, localize(value, seen_by(request), base, request.registry.names))
             if name.lower() == "location"
             else (name, value)
-            for name, value in answer.headers.without(NOT_RELAYED)
+            for name, value in answer.headers.without(NOT_RELAYED | {"content-length"})
         )
-        bodiless = request.method == "HEAD" or answer.status in _BODILESS or answer.length == 0
+        length = passage.length
+        if length is not None:
+            headers += Headers([("Content-Length", str(length))])
+        bodiless = request.method == "HEAD" or answer.status in _BODILESS or length == 0
         sent = f" to {passage.upload.taken} bytes" if passage.upload.taken else ""
         return Response(
             status=answer.status,
             headers=headers,
-            body=b"" if bodiless else StreamBody(passage, answer.length),
+            body=b"" if bodiless else StreamBody(passage, length),
             outcome="RELAY",
             reason=f"upstream answered {answer.status}{sent}",
         )

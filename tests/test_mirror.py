@@ -80,6 +80,7 @@ FORMS = [
     ("mirror", "/v2/library/app/manifests/1?ns=quay.io", "localhost", QUAY),
     ("mirror", "/v2/quay.io/library/app/manifests/1", "localhost", QUAY),
     ("mirror", "/v2/library/app/manifests/1", "quay.io", QUAY),
+    ("mirror", "/v2/library/app/manifests/1", "quay.io:5001", QUAY),
     ("mirror", "/v2/library/app/manifests/1?ns=ghcr.io", "quay.io", GHCR),
     ("mirror", "/v2/gh/library/app/manifests/1", "localhost", GHCR),
     ("clear", "/v2/gh/library/app/manifests/1", OWN, GHCR),
@@ -172,6 +173,26 @@ def test_tags(scene: Scene) -> None:
     scene.upstreams[QUAY].lie("tags", faults.refuse(503))
     answer = scene.ask("mirror", target, "localhost")
     assert (tags(answer), answer.headers["x-cache"]) == (["2"], "LOCAL")
+
+
+@pytest.mark.parametrize("link", ['<http://[x?n=2&last=2#y>; rel="next"', "</v2/?n=2&last=2>; rel=next"])
+def test_any_address_of_the_next_page(scene: Scene, link: str) -> None:
+    """Whatever address upstream gives its next page, its query is what counts."""
+    scene.upstreams[QUAY].registry.put("team/pages", scene.images[QUAY], "1", "2")
+    scene.upstreams[QUAY].lie("tags", faults.header("Link", link))
+    answer = scene.ask("mirror", "/v2/quay.io/team/pages/tags/list?n=2", "localhost")
+    assert answer.headers["link"] == '</v2/quay.io/team/pages/tags/list?n=2&last=2>; rel="next"'
+
+
+def test_the_namespace_is_the_cache_s_word(scene: Scene) -> None:
+    """A registry cannot say that its answer is another one's."""
+    scene.upstreams[QUAY].lie("/v2/*", faults.header("OCI-Namespace", GHCR))
+    target = "/v2/quay.io/team/nowhere/manifests/1"
+    with dial(scene.cache, "mirror") as wire:
+        wire.send(request(target, ACCEPT, host="localhost"))
+        assert wire.socket.recv(1 << 16).lower().count(b"oci-namespace: quay.io\r\n") == 1
+        wire.send(request(target, ACCEPT, host="localhost"))
+        assert GHCR.encode() not in wire.socket.recv(1 << 16)
 
 
 def test_tags_of_what_is_not_here(scene: Scene) -> None:

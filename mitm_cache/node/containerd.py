@@ -15,7 +15,10 @@ CONFIG = "/etc/containerd/config.toml"
 CERTIFICATES = "/etc/containerd/certs.d"
 DEFAULT = "_default"
 OLD_PLUGIN, NEW_PLUGIN = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"
-"""Where the registry's settings are in configurations of version 2 (containerd 1.x, and 2.x reads it) and 3 (2.x)."""
+"""Where the registry's settings are in configurations of version 2 (containerd 1.x), and of 3 (2.0) and 4 (2.3).
+
+Each containerd reads the older versions too.
+"""
 
 
 def plan_containerd(draft: Draft, settings: Settings, files: Files) -> None:
@@ -32,29 +35,44 @@ def uses_hosts_files(settings: Settings) -> bool:
 
 
 def plan_config(draft: Draft, settings: Settings, files: Files) -> str:
-    """Set `config_path` where it is not set; the folder that it names."""
+    """Set `config_path` to one folder where it is not set so; that folder.
+
+    containerd 1.x reads a list of folders. From 2.1 on the CRI plugin pulls by the transfer service, unless it is set
+    otherwise, which takes a list for one folder's name and finds no hosts.toml. The default of 2.2 and 2.3 is a list.
+    """
     main = files.read(CONFIG)
     tables = read_toml(CONFIG, main)
     version = _version(tables, settings.containerd)
     if "cri" in _disabled(tables) or {OLD_PLUGIN, NEW_PLUGIN} & _disabled(tables):
         draft.note(f"{CONFIG} disables CRI, so no kubelet pulls here; for ctr say --hosts-dir {CERTIFICATES}.")
         return CERTIFICATES
-    plugin = ("plugins", NEW_PLUGIN if version >= 3 else OLD_PLUGIN)
-    path, text = CONFIG, main or ""
+    plugin, path, text = _plugin(version), CONFIG, main or ""
+    newer = version >= 3 or (settings.containerd or 1) >= 2
     for imported in _imports(tables, files):
         inside = files.read(imported)
-        if table_at(read_toml(imported, inside), plugin):
-            path, text = imported, inside or ""  # the last one counts
+        document = read_toml(imported, inside)
+        own = _plugin(document.get("version", version))
+        if table_at(document, (*own, "registry") if newer else own):  # 2.x merges tables, 1.x replaces them
+            plugin, path, text = own, imported, inside or ""  # the last one counts
     registry = table_at(read_toml(path, text), (*plugin, "registry"))
     _refuse_old_settings(path, registry)
     there = registry.get("config_path")
-    if isinstance(there, str) and there:
-        return there.split(":")[0]
+    folder, *others = there.split(":") if isinstance(there, str) and there else [CERTIFICATES]
+    if there and not (others and newer):
+        return folder
+    passed = [other for other in others if files.names(other)]
+    if passed:
+        draft.note(f"{path}: containerd 2 reads one folder, no list; not read any more: {', '.join(passed)}.")
     if not tables and path == CONFIG:
         text += f"{'' if not text or text.endswith('\n') else '\n'}version = {version}\n"
-    edited = set_text(path, text, (*plugin, "registry"), "config_path", CERTIFICATES)
+    edited = set_text(path, text, (*plugin, "registry"), "config_path", folder)
     draft.put(path, edited, restart("containerd"))
-    return CERTIFICATES
+    return folder
+
+
+def _plugin(version: object) -> tuple[str, str]:
+    """Where a file of this version has the registry's settings: 2.x migrates each imported file by itself."""
+    return "plugins", NEW_PLUGIN if isinstance(version, int) and version >= 3 else OLD_PLUGIN
 
 
 def _version(tables: Table, containerd: int | None) -> int:
@@ -62,12 +80,12 @@ def _version(tables: Table, containerd: int | None) -> int:
     if not tables:
         return 3 if (containerd or 1) >= 2 else 2
     version = tables.get("version", 1)
-    if version in (2, 3):
+    if version in (2, 3, 4):
         return int(version)
     if version == 1 and _disabled(tables):  # what Docker's package installs: nothing but disabled_plugins = ["cri"]
         return 1
     raise ConfigError(
-        f"{CONFIG} is of version {version}; allowed here: 2 and 3. `containerd config migrate` writes it anew"
+        f"{CONFIG} is of version {version}; allowed here: 2, 3 and 4. `containerd config migrate` writes it anew"
     )
 
 

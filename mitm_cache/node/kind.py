@@ -1,6 +1,6 @@
 """kind: a cluster's configuration that mounts `certs.d` into each node, for clusters that are made later.
 
-kind's containerd reads `certs.d` by itself since v0.27; the patch names it for older node images.
+Node images with containerd 2.2 or later, of kind v0.31, read `certs.d` by themselves; the patch names it for others.
 """
 
 import posixpath
@@ -9,9 +9,10 @@ from typing import Any
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from mitm_cache.errors import ConfigError
-from mitm_cache.node.containerd import CERTIFICATES, DEFAULT, NEW_PLUGIN, OLD_PLUGIN, host_table, plan_folder
+from mitm_cache.node.containerd import CERTIFICATES, CONFIG, DEFAULT, NEW_PLUGIN, OLD_PLUGIN, host_table, plan_folder
 from mitm_cache.node.model import Draft, Files, Settings
 from mitm_cache.node.rancher import read_yaml, sequence, write_yaml
+from mitm_cache.node.tomls import read_toml, table_at
 
 _API = "kind.x-k8s.io/v1alpha4"
 # Each containerd knows one of the plugins and passes over the other's settings.
@@ -59,3 +60,7 @@ def _mount(file: str, node: Any, folder: str) -> None:
 def plan_node(draft: Draft, settings: Settings, files: Files) -> None:
     """A node that runs: its own files, which containerd reads for each pull."""
     plan_folder(draft, settings, files, CERTIFICATES)
+    tables = read_toml(CONFIG, files.read(CONFIG))
+    registries = (table_at(tables, ("plugins", plugin, "registry")) for plugin in (OLD_PLUGIN, NEW_PLUGIN))
+    if not any(registry.get("config_path") for registry in registries):
+        draft.note(f"{CONFIG} names no config_path: containerd before 2.2 (kind before v0.31) does not read this then.")

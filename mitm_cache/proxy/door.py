@@ -26,6 +26,7 @@ MAX_BODY = 64 << 10
 type Pages = Callable[[str, str, str], Response]
 """Answers for the cache itself, by method, path and Accept."""
 _LENGTH = re.compile("[0-9]{1,18}")
+_TARGET = re.compile("[!-~]+")
 FORMS = {"authority": 405, "absolute": 400}
 """What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
 
@@ -167,7 +168,9 @@ class Door:
             raise LoopError(
                 f"{place.registry.name} leads back to this cache; set upstream.resolvers or registries.NAME.resolve"
             )
-        authorization = request.headers.get("authorization")
+        # As Latin-1 every byte is a character and comes out as it went in, whatever the client means by it.
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.fields)
+        authorization = ", ".join(headers.get_all("authorization"))
         exchange.request = admitted = Request(
             listener=arrival.listener,
             client=exchange.client,
@@ -175,9 +178,9 @@ class Door:
             registry=place.registry,
             operation=classify(place.target.partition("?")[0]),
             target=place.target,
-            headers=Headers(request.headers.items(multi=True)),
+            headers=headers,
             credential=Credential(authorization) if authorization else None,
-            size=None if "transfer-encoding" in request.headers else _size(request.headers.get("content-length", "0")),
+            size=_size(headers),
             mirror=place.mirror,
             given=place.given,
             chosen=place.chosen,
@@ -210,6 +213,8 @@ class Door:
         # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
         if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
             raise ClientError("a header holds a control character or goes on in a second line")
+        if not _TARGET.fullmatch(request.path):
+            raise ClientError("a path and query are printable ASCII; anything else is percent-encoded (RFC 3986)")
         return hosts
 
     def _page(self, request: http.Request) -> Response:
@@ -218,7 +223,15 @@ class Door:
         return self._pages(request.method, request.path.partition("?")[0], request.headers.get("accept", ""))
 
 
-def _size(declared: str) -> int:
+def _size(headers: Headers) -> int | None:
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if coding.strip().lower() != "chunked":
+            raise ClientError("no Transfer-Encoding but chunked is known here", status=501)  # RFC 9112, 6.1
+        return None
+    declared = headers.get("content-length")
+    if declared is None:
+        return 0
     if not _LENGTH.fullmatch(declared):
         raise ClientError("Content-Length is a number of bytes")
     return int(declared)

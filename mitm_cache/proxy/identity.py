@@ -75,6 +75,8 @@ def is_own(host: str, arrival: Arrival, own: Collection[str]) -> bool:
 
 def _find(host: str, port: int | None, arrival: Arrival, known: Known) -> Registry | None:
     found = known.find(f"{host}:{port}") if port is not None else None
-    if found is None and port in (None, 80 if arrival.listener == "clear" else 443, arrival.port):
+    # A mirror's port is any: as clients see it, it may be a published one. A registry it names is no other's there.
+    own_port = arrival.listener == "mirror" or port in (None, 80 if arrival.listener == "clear" else 443, arrival.port)
+    if found is None and own_port:
         found = known.find(host)
     return found

@@ -4,9 +4,11 @@ mitmproxy logs what an addon raises and lets the flow go on upstream, so whateve
 with 502: fail closed.
 """
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Protocol
 
 from mitmproxy import http
@@ -17,9 +19,16 @@ from mitm_cache.errors import MitmCacheError
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.stream import Relayed, Upgrading, render
 from mitm_cache.relay import Relay
+from mitm_cache.upstream.passage import Passage
 from mitm_cache.wire.challenge import in_clear
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request, Response
+
+LOOK_SECONDS = 10.0
+"""How often it is looked whether the client of a relay is still there; one that has closed its side gets what comes
+until then."""
+_ESTABLISHED = 1
+"""The state of a TCP connection that nobody has closed (tcp(7), TCP_INFO; linux/tcp_states.h)."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +56,13 @@ class Serve:
 
     async def relay_room(self, relayed: Relayed) -> None:
         """Wait until upstream has taken some of what the client has sent, which sends no more meanwhile."""
-        async with self._held_back(relayed.flow):
+        async with self._held_back(relayed.flow), self._watched(relayed.flow, relayed.passage):
             await relayed.passage.room()
 
     async def relay_answer(self, relayed: Relayed) -> None:
         """Answer a request that has been passed on."""
-        await self._settle(relayed.flow, lambda request: self._relay.answer(request, relayed.passage))
+        async with self._watched(relayed.flow, relayed.passage):
+            await self._settle(relayed.flow, lambda request: self._relay.answer(request, relayed.passage))
 
     async def upgrade(self, upgrading: Upgrading) -> None:
         """Ask for a WebSocket; what is not given one is relayed as it is."""
@@ -76,7 +86,8 @@ class Serve:
             async with self._held_back(flow):
                 exchange.response = response = await answer(request)
             if request.mirror:
-                response.headers += Headers([("OCI-Namespace", request.registry.name)])
+                told = Headers([("OCI-Namespace", request.registry.name)])
+                response.headers = response.headers.without(["oci-namespace"]) + told
             if exchange.listener == "clear":
                 _lead_back(response, request)
             flow.response = render(exchange, response, flow.request.http_version)
@@ -92,6 +103,36 @@ class Serve:
         """mitmproxy's reader waits for this lock after each read."""
         handler = self._proxyserver.connections.get(flow.client_conn.id)
         return handler._drain_lock if handler is not None else nullcontext()
+
+    @asynccontextmanager
+    async def _watched(self, flow: http.HTTPFlow, passage: Passage) -> AsyncIterator[None]:
+        """Nobody reads from a client that is held back, so that its leaving has to be looked for."""
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                if self._has_left(flow):
+                    passage.close()
+
+        task = asyncio.get_running_loop().create_task(watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    def _has_left(self, flow: http.HTTPFlow) -> bool:
+        handler = self._proxyserver.connections.get(flow.client_conn.id)
+        io = handler.transports.get(flow.client_conn) if handler is not None else None
+        if io is None or io.writer is None or io.writer.is_closing():
+            return True
+        if not isinstance(io.writer, asyncio.StreamWriter):
+            return False  # a transport of mitmproxy's own, which has no socket to ask
+        try:
+            connected: socket.socket = io.writer.get_extra_info("socket")
+            info: bytes = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        except OSError:
+            return True
+        return info[0] != _ESTABLISHED
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left before its answer: let go of what was open for it."""

@@ -9,7 +9,7 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
-from mitmproxy.proxy.layers.http._base import HttpEvent
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     RequestData,
     RequestEndOfMessage,
@@ -118,6 +118,14 @@ class OneWriteServer(Http1Server):
             if self._head is not None and isinstance(command, commands.SendData):
                 command.data, self._head = self._head + command.data, None
             yield command
+
+    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        try:
+            yield from super().read_body(event)
+        except NotImplementedError:
+            # mitmproxy knows no trailers. They end a body, and may be left out (RFC 9110, 6.5.1).
+            yield ReceiveHttp(RequestEndOfMessage(self.stream_id))
+            yield from self.mark_done(request=True)
 
 
 class DeliveryStream(HttpStream):

@@ -4,6 +4,7 @@ Exchanges have threads of their own, so that slow downloads never hold up a ques
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.spool import Spool
+from mitm_cache.errors import MitmCacheError, StoppingError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer
@@ -23,7 +25,11 @@ from mitm_cache.upstream.writer import Supply
 
 EXCHANGES = 32
 DOWNLOADS = 128
-RELAYS = 128
+RELAYS = 64
+UPLOADS = 128
+"""Apart: uploads wait for their clients, and a login must not wait for uploads."""
+
+logger = logging.getLogger(__name__)
 
 
 class Leg:
@@ -45,6 +51,7 @@ class Leg:
         self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
         self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
         self._relays = ThreadPoolExecutor(RELAYS, thread_name_prefix="relay")
+        self._uploads = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
         self._stopped = stopped
         self._flights = Flights(spool=spool, blobs=blobs, downloads=self._downloads, start=start)
 
@@ -55,8 +62,21 @@ class Leg:
     def relay(self, call: Call, size: int | None) -> Passage:
         """Begin to pass a request on, whose body has `size` bytes, None where that is not known yet."""
         passage = Passage(size, stopped=self._stopped)
-        self._relays.submit(self.client.relay, call, passage)
+        (self._relays if size == 0 else self._uploads).submit(self._relay, call, passage)
         return passage
+
+    def _relay(self, call: Call, passage: Passage) -> None:
+        try:
+            if self._stopped():
+                raise StoppingError("the cache is shutting down")  # it has waited for a thread
+            self.client.relay(call, passage)
+        except MitmCacheError as error:
+            passage.finish(error)
+        except BaseException:
+            # Nobody looks at how this thread's work ends: whoever waits for the answer would wait for ever.
+            logger.exception("a relay failed for no known reason")
+            passage.finish(MitmCacheError("internal error", status=502))
+            raise
 
     async def upgrade(self, call: Call) -> Upgraded | None:
         """Ask a registry for a WebSocket; None where it does not give one. Raises UpstreamError."""
@@ -81,4 +101,5 @@ class Leg:
         """Wait for the threads; the transport has been told to stop before."""
         self._downloads.shutdown()
         self._relays.shutdown()
+        self._uploads.shutdown()
         self._exchanges.shutdown()

@@ -20,6 +20,8 @@ class Passage:
         self.upload = Channel(stopped=stopped)
         self.download = Channel(stopped=stopped)
         self._final = False
+        self.length: int | None = None
+        """Bytes of the answer's body as its head has it; None where they are not known before its end."""
         self._missing: int | None = None
 
     @property
@@ -58,7 +60,8 @@ class Passage:
     def begin(self, answer: Answer) -> bool:
         """Upstream's head."""
         self._final = answer.status >= HTTPStatus.MULTIPLE_CHOICES
-        self._missing = answer.length
+        # RFC 9112, 6.3: next to a Transfer-Encoding a length means nothing, and whoever is told both may believe it.
+        self.length = self._missing = None if answer.headers.get("transfer-encoding") else answer.length
         self._settle(lambda future: future.set_result(answer))
         return True
 

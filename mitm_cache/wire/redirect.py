@@ -84,9 +84,11 @@ def localize(location: str, seen: str, base: str, names: Collection[str]) -> str
         return location  # relative, or no address that is followed
     own = origin == Origin.of(base) or origin.authority in names
     parts = urlsplit(location)
-    if str(origin) == seen or not own or parts.path.startswith("//"):
+    below = urlsplit(base).path.rstrip("/")
+    path = parts.path.removeprefix(below) or "/"
+    # A path beside the base is none of the client's; with two slashes, or one that browsers take for it, it is a host.
+    if str(origin) == seen or not own or not path.startswith("/") or path[1:2] in ("/", "\\"):
         return location
-    path = parts.path.removeprefix(urlsplit(base).path.rstrip("/")) or "/"
     return urlunsplit(("", "", path, parts.query, parts.fragment))
 
 

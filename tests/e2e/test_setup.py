@@ -17,7 +17,7 @@ from tests.e2e.test_matrix import CONNECT, INSIDE
 from tests.e2e.test_pull import AMD64, NEEDS, check, pull_twice
 from tests.lab import images, network, registries
 from tests.lab.clients import Client, Podman
-from tests.lab.containerd import Cri, Ctr
+from tests.lab.containerd import CONTAINERD, UNPACK, Cri, Ctr
 from tests.lab.docker import Docker
 from tests.lab.host import Host, Ran
 from tests.lab.lab import Lab
@@ -51,7 +51,7 @@ DAEMON_JSON = b"""{
     "max-concurrent-downloads": 5,
     "insecure-registries": ["registry.lan:5000"]
 }"""
-CONTAINERD = """# Written by the distribution.
+CONFIG_TOML = """# Written by the distribution.
 version = 2
 root = "{folder}/data"
 state = "{folder}/state"
@@ -69,6 +69,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     [plugins."io.containerd.grpc.v1.cri".containerd]
       snapshotter = "native"  # ours
       disable_snapshot_annotations = true
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+        runtime_type = "io.containerd.runc.v2"
+{unpack}
 """
 REGISTRIES = b"""unqualified-search-registries = ["docker.io"]
 
@@ -140,13 +143,15 @@ class SetCri(Cri):
 
     def __init__(self, host: Settled, folder: Path) -> None:
         super().__init__(host, folder)
-        host.put("/etc/containerd/config.toml", CONTAINERD.format(folder=folder).encode())
+        host.put("/etc/containerd/config.toml", self.config(host).encode())
+
+    def config(self, host: Host) -> str:
+        """What the node has before."""
+        return CONFIG_TOML.format(folder=self._folder, unpack=UNPACK)
 
     def _ensure(self) -> None:
         if self._daemon is None:
-            self._daemon = self._host.start("containerd", "containerd", "-c", "/etc/containerd/config.toml")
-            ask = ("ctr", "-a", f"{self._folder}/socket", "--connect-timeout", "1s", "version")
-            self._daemon.wait_until(lambda: self._host.attempt(*ask).returncode == 0, "containerd's answer")
+            self._launch("/etc/containerd/config.toml")
 
 
 class SetCtr(SetCri, Ctr):
@@ -155,7 +160,19 @@ class SetCtr(SetCri, Ctr):
     pull = Ctr.pull
 
 
-CLIENTS = {"docker": SetDocker, "cri": SetCri, "ctr": SetCtr, "podman": Podman}
+class SetDefault(SetCri):
+    """A containerd with its own default written down, of whatever version that is; only its folders are moved."""
+
+    def config(self, host: Host) -> str:
+        text = host.run(CONTAINERD, "config", "default").out
+        text = text.replace("/run/containerd/containerd.sock", f"{self._folder}/socket")
+        text = text.replace("/var/lib/containerd", f"{self._folder}/data")
+        text = text.replace("/run/containerd", f"{self._folder}/state")
+        text = text.replace("disable_cgroup = false", "disable_cgroup = true")
+        return re.sub(r"""snapshotter = ["']overlayfs["']""", 'snapshotter = "native"', text) + UNPACK
+
+
+CLIENTS = {"docker": SetDocker, "cri": SetCri, "default": SetDefault, "ctr": SetCtr, "podman": Podman}
 
 
 @pytest.fixture
@@ -183,7 +200,7 @@ def product(serve: Serve) -> Product:
 
 
 def case(kind: str, options: str, *references: str, quick: bool = False) -> ParameterSet:
-    marks = [NEEDS[kind], *([] if quick else [pytest.mark.slow])]
+    marks = [NEEDS["cri" if kind == "default" else kind], *([] if quick else [pytest.mark.slow])]
     return pytest.param(kind, options, references, marks=marks, id=f"{kind} {options}".replace("--", ""))
 
 
@@ -211,6 +228,7 @@ QUAY, HUB, GHCR = "quay.io/lab/tiny:1", "docker.io/library/tiny:1", "ghcr.io/lab
         case("cri", "containerd --trust insecure", QUAY),
         case("cri", "containerd --way connect --store client", QUAY, HUB),
         case("cri", "containerd --way mirror", QUAY, HUB, GHCR),
+        case("default", "containerd --way mirror", QUAY, HUB),
         case("ctr", "containerd --way mirror", QUAY, HUB, GHCR),
         case("ctr", "containerd --store client", QUAY, GHCR),
         case("cri", f"containerd --way mirror --cache {CLOSED}", QUAY),

@@ -1,6 +1,7 @@
 """containerd with folders and a socket of its own, driven by `ctr` or, as a kubelet does, through its CRI plugin."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from tests.lab.clients import Arrived
 from tests.lab.host import Host
 from tests.lab.process import Process
 
+# Another containerd than the machine's own, for the tests that start one here; its ctr is beside it.
+CONTAINERD = os.environ.get("MITM_CACHE_TEST_CONTAINERD") or "containerd"
+CTR = str(Path(CONTAINERD).with_name("ctr")) if "/" in CONTAINERD else "ctr"
+# The transfer service, by which containerd 2.x pulls, unpacks for overlayfs only unless told.
+UNPACK = """[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "native"
+"""
 _CONFIG = """
 version = 2
 root = "{folder}/data"
@@ -21,8 +30,11 @@ disabled_plugins = [{unwanted}]
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "native"
     disable_snapshot_annotations = true
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{hosts}"
+{unpack}
 """
 _UNWANTED = ("snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper", "snapshotter.v1.aufs")
 _HOSTS = "/etc/containerd/certs.d"
@@ -35,16 +47,19 @@ class _Daemon:
         self.wipe()
 
     def _ctr(self, *arguments: str) -> str:
-        return self._host.run("ctr", "-a", f"{self._folder}/socket", *arguments).out
+        return self._host.run(CTR, "-a", f"{self._folder}/socket", *arguments).out
 
     def _ensure(self) -> None:
         if self._daemon is not None:
             return
         config = self._folder / "config.toml"
         unwanted = ", ".join(f'"io.containerd.{name}"' for name in _UNWANTED)
-        config.write_text(_CONFIG.format(folder=self._folder, unwanted=unwanted, hosts=_HOSTS))
-        self._daemon = self._host.start("containerd", "containerd", "-c", str(config))
-        ask = ("ctr", "-a", f"{self._folder}/socket", "--connect-timeout", "1s", "version")
+        config.write_text(_CONFIG.format(folder=self._folder, unwanted=unwanted, hosts=_HOSTS, unpack=UNPACK))
+        self._launch(str(config))
+
+    def _launch(self, config: str) -> None:
+        self._daemon = self._host.start("containerd", CONTAINERD, "-c", config)
+        ask = (CTR, "-a", f"{self._folder}/socket", "--connect-timeout", "1s", "version")
         self._daemon.wait_until(lambda: self._host.attempt(*ask).returncode == 0, "containerd's answer")
 
     def said(self) -> str:

@@ -58,6 +58,8 @@ imports = ['/etc/containerd/conf.d/*.toml']
     [plugins.'io.containerd.cri.v1.images'.image_decryption]
       key_model = 'node'
 """
+# containerd 2.3.
+DEFAULT_4 = DEFAULT_2.replace("version = 3", "version = 4")
 GPU = """version = 2
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]
   runtime_type = "io.containerd.runc.v2"
@@ -96,9 +98,9 @@ def without(text: str, plugin: str) -> object:
 
 @pytest.mark.parametrize(
     ("text", "plugin"),
-    [(DEBIAN, OLD), (DEFAULT_1, OLD), (DEFAULT_2, NEW), (GPU, OLD), (OLD_AUTH, OLD),
+    [(DEBIAN, OLD), (DEFAULT_1, OLD), (DEFAULT_2, NEW), (DEFAULT_4, NEW), (GPU, OLD), (OLD_AUTH, OLD),
      ("version = 2", OLD), ("version = 3\n", NEW), (DEFAULT_1.replace("\n", "\r\n"), OLD)],
-    ids=["debian", "default 1.x", "default 2.x", "gpu", "auth", "2", "3", "crlf"],
+    ids=["debian", "default 1.x", "default 2.x", "default 2.3", "gpu", "auth", "2", "3", "crlf"],
 )  # fmt: skip
 def test_config_path_is_set(text: str, plugin: str) -> None:
     """The key is in the table of the configuration's own version, and nothing else is another."""
@@ -127,6 +129,41 @@ def test_a_path_that_is_set_is_used() -> None:
     assert steps(made) == set()
 
 
+LIST = "/opt/certs.d:/etc/docker/certs.d"
+
+
+@pytest.mark.parametrize(
+    ("text", "major"),
+    [(DEFAULT_2, None), (DEFAULT_4, 2), (f"version = 2\n[plugins.'{OLD}'.registry]\n  config_path = ''\n", 2)],
+    ids=["3", "4", "2 read by 2.x"],
+)
+def test_a_list_of_folders_becomes_its_first_one(text: str, major: int | None) -> None:
+    """containerd 2.1 and later would look for one folder of the whole name; who has files elsewhere is told."""
+    there = {CONFIG: text.replace("config_path = ''", f"config_path = '{LIST}'")}
+    texts, made = planned(settings("containerd", "mirror", containerd=major), there)
+    assert texts[CONFIG] == text.replace("config_path = ''", 'config_path = "/opt/certs.d"')
+    assert "/opt/certs.d/_default/hosts.toml" in texts
+    assert steps(made) == {"systemctl restart containerd"}
+    assert not any("not read any more" in note for note in made.notes)
+    _, made = planned(
+        settings("containerd", "mirror", containerd=major), {**there, "/etc/docker/certs.d/r/ca.crt": "x"}
+    )
+    assert any("not read any more: /etc/docker/certs.d." in note for note in made.notes)
+
+
+def test_an_imported_file_has_a_version_of_its_own() -> None:
+    """containerd 2.x brings each file to its newest version and then merges their tables."""
+    imported = "/etc/containerd/conf.d/50-old.toml"
+    old = f'version = 2\n[plugins."{OLD}"]\n  sandbox_image = "r.example/pause:1"\n'
+    texts, _ = planned(settings("containerd", "mirror"), {CONFIG: DEFAULT_4, imported: old})
+    assert imported not in texts
+    assert config_path(texts[CONFIG], NEW) == CERTS
+    old += f'[plugins."{OLD}".registry]\n  config_path = "/old:/older"\n'
+    texts, _ = planned(settings("containerd", "mirror"), {CONFIG: DEFAULT_4, imported: old})
+    assert CONFIG not in texts
+    assert config_path(texts[imported], OLD) == "/old"
+
+
 def test_an_imported_file_that_counts_is_edited() -> None:
     """containerd 1.x takes a plugin's table from the last file whole."""
     imported = "/etc/containerd/conf.d/50-cri.toml"
@@ -148,8 +185,8 @@ def test_a_disabled_cri_is_told() -> None:
     [
         (OLD_MIRRORS, r"registry\.mirrors, which containerd takes for an error"),
         (OLD_TLS, r"registry\.configs\.\*\.tls, which"),
-        ("root = '/x'\n", "is of version 1; allowed here: 2 and 3"),
-        ("version = 4\n", "is of version 4"),
+        ("root = '/x'\n", "is of version 1; allowed here: 2, 3 and 4"),
+        ("version = 5\n", "is of version 5"),
         ("version =", "is not TOML"),
         (f'version = 2\nplugins = {{"{OLD}" = {{registry = {{}}}}}}\n', "cannot be edited safely: set config_path"),
     ],
@@ -158,6 +195,17 @@ def test_what_is_refused(text: str, words: str) -> None:
     """Rather than a containerd that does not start."""
     with pytest.raises(ConfigError, match=f"{CONFIG}.*{words}"):
         planned(settings("containerd", "mirror"), {CONFIG: text})
+
+
+SET = DEFAULT_2.replace("config_path = ''", f"config_path = '{CERTS}'")
+
+
+@pytest.mark.parametrize(("text", "told"), [(DEBIAN, True), (DEFAULT_1, True), (SET, False), ("", True)])
+def test_a_kind_node_without_the_key_is_told(text: str, told: bool) -> None:
+    """Its containerd is not restarted, so the key is not set there."""
+    texts, made = planned(settings("kind", "mirror"), {CONFIG: text})
+    assert set(texts) == {f"{CERTS}/_default/hosts.toml"}
+    assert any("names no config_path" in note for note in made.notes) == told
 
 
 # hosts.toml.

@@ -5,12 +5,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mitm_cache.demo.image import generate
+from mitm_cache.proxy import serve
+from mitm_cache.upstream.leg import UPLOADS
+from mitm_cache.wire.redirect import localize
 from tests.fakes import faults
 from tests.fakes.origin import Origin, Talk
 from tests.fakes.registry import LyingUpstream
@@ -325,6 +329,21 @@ def test_nobody_listens(tmp_path: Path) -> None:
             assert wire.answer().status == 502
 
 
+def test_a_login_waits_for_no_upload(tmp_path: Path) -> None:
+    """Uploads that go no further hold all the threads that uploads have, and a token is still had at once."""
+    with (
+        LyingUpstream(tmp_path) as upstream,
+        Origin(upstream.trust, NAME) as origin,
+        in_thread(tmp_path / "data", upstream, more=origin.configuration()) as cache,
+        ExitStack() as stack,
+    ):
+        for _ in range(UPLOADS + 2):
+            wire = stack.enter_context(dial(cache, "clear", name=NAME))
+            wire.send(request(UPLOAD, "Content-Length: 10", method="PUT", host=NAME), b"x")
+        with cache.client() as client:
+            assert client.get("/token?service=demo").status == 200
+
+
 # --- where an answer leads ----------------------------------------------------------------------------------------
 
 
@@ -425,3 +444,111 @@ def test_a_websocket_that_is_not_given(scene: Scene) -> None:
             assert "upgrade" not in fields
             talk.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
             assert wire.answer().body == b"no"
+
+
+# --- what is no good request, or no good answer --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [b"/x\xff", b"/x\xe2\x82\xac", b"/x\0y", b"/x?a=\x7f", b"/x\x01"])
+def test_a_target_that_is_no_url(scene: Scene, listener: str, target: bytes) -> None:
+    """Bytes that no URL holds are refused; they must not be replaced on the way, nor fail in a thread unseen."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        wire.send(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, NAME.encode()))
+        assert wire.answer().status == 400
+
+
+def test_bytes_of_fields(scene: Scene) -> None:
+    """Fields keep the bytes that they came with, whatever their encoding is."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request("/page", "X-Own: é", "Authorization: ÿþ", host=NAME))
+        with scene.origin.accept() as talk:
+            _, fields = talk.head()
+            assert (fields["x-own"], fields["authorization"]) == ("é", "ÿþ")
+            talk.send(b"HTTP/1.1 200 OK\r\nX-Own: \xff\xc3\xa9\r\nContent-Length: 0\r\n\r\n")
+            assert wire.answer().headers["x-own"] == "\xff\xc3\xa9"
+
+
+def test_trailers(scene: Scene, listener: str) -> None:
+    """Fields after a chunked body are left out, and the connection goes on."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        wire.send(request(UPLOAD, "Transfer-Encoding: chunked", "Trailer: X-Sum", method="PATCH", host=NAME))
+        wire.send(b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nHost: elsewhere.demo\r\n\r\n", request("/page", host=NAME))
+        with scene.origin.accept() as talk:
+            talk.head()
+            assert (talk.chunk(), talk.chunk()) == (b"abc", b"")
+            talk.send(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+            assert wire.answer().status == 202
+            line, fields = talk.head()
+            assert (line, fields["host"]) == ("GET /page HTTP/1.1", f"{NAME}:{scene.origin.port}")
+            talk.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            assert wire.answer().body == b"ok"
+
+
+def test_an_encoding_that_is_not_known(scene: Scene) -> None:
+    """Taken off with the chunks, it would leave a body that is said to be something else (RFC 9112, 6.1)."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(
+            request(UPLOAD, "Transfer-Encoding: gzip, chunked", method="PATCH", host=NAME), b"1\r\na\r\n0\r\n\r\n"
+        )
+        assert wire.answer().status == 501
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+def test_head_with_a_body(scene: Scene, framing: str) -> None:
+    """It is refused at once."""
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request("/page", framing, method="HEAD", host=NAME))
+        assert wire.answer("HEAD").status == 400
+
+
+@pytest.mark.parametrize("length", ["5", "5, 5"])
+def test_an_answer_of_two_lengths(scene: Scene, listener: str, length: str) -> None:
+    """One that says it is chunked and has a length too leaves as chunks alone: the rest of it is no other answer."""
+    with dial(scene.cache, listener, name=NAME) as wire:
+        send(wire, "GET", "/page")
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.send(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: {length}\r\n\r\n".encode())
+            talk.send(b"a\r\n0123456789\r\n0\r\n\r\n")
+            _, fields = wire.head()
+            assert fields["transfer-encoding"] == "chunked"
+            assert "content-length" not in fields
+            assert wire.read(20) == b"a\r\n0123456789\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("moment", ["in the request", "before the answer"])
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_client_that_is_gone_while_upstream_is_silent(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, moment: str, how: str
+) -> None:
+    """Though nobody reads from the client then, upstream's connection ends, and the thread with it."""
+    monkeypatch.setattr(serve, "LOOK_SECONDS", 0.2)
+    lost = scene.cache.log.count(outcome="ERROR", method="PUT")
+    size = 0 if moment == "before the answer" else 500 * MIB
+    with dial(scene.cache, "tls", name=NAME) as wire:
+        wire.send(request(UPLOAD, f"Content-Length: {size}", method="PUT", host=NAME), bytes(min(size, 1)))
+        with scene.origin.accept() as talk:
+            talk.head()
+            if size:
+                wire.socket.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    _many(wire, bytes(MIB), 500)
+            wire.reset() if how == "reset" else wire.close()
+            scene.cache.log.wait(lost + 1, outcome="ERROR", method="PUT")
+            while talk.socket.recv(MIB):
+                pass  # what was under way when the client left
+
+
+@pytest.mark.parametrize(
+    ("location", "base", "expected"),
+    [
+        ("https://up.demo/reg/v2/a", "https://up.demo/reg", "/v2/a"),
+        ("https://up.demo/reg", "https://up.demo/reg/", "/"),
+        ("https://up.demo/registry/v2", "https://up.demo/reg", "https://up.demo/registry/v2"),
+        ("https://up.demo/reg//evil.demo/", "https://up.demo/reg", "https://up.demo/reg//evil.demo/"),
+        ("https://up.demo/\\evil.demo/", "https://up.demo", "https://up.demo/\\evil.demo/"),
+    ],
+)
+def test_locations_below_a_path(location: str, base: str, expected: str) -> None:
+    """The path that a registry is below is taken off by whole parts, and what is left names no other host."""
+    assert localize(location, f"https://{NAME}", base, [NAME]) == expected
