@@ -6,7 +6,7 @@ which signs for them with the CA of its confdir.
 
 from datetime import UTC, datetime
 
-from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca.custody import Custody
 from mitm_cache.embed import Job
 from mitm_cache.proxy.guest import GuestIntercept
 
@@ -19,7 +19,7 @@ class Minting(Job):
     def start(self) -> None:
         """Open the CA; it is made where there is none."""
         config = self.shared.config
-        authority = CertificateAuthority.ensure(config.ca_dir, permitted=config.permitted_names(), now=_now())
+        authority = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
         ways = self.shared.arrivals.ways
         self.add(
             GuestIntercept(

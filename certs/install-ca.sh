@@ -3,11 +3,13 @@
 set -eu
 
 name=mitm-cache.crt
+next=mitm-cache-next.crt
 root=${DESTDIR:-}
 
 usage() {
     cat <<'EOF'
-usage: install-ca.sh CA.crt      trust this CA in the system's store (replaces one installed earlier)
+usage: install-ca.sh CA.crt      trust this CA in the system's store (replaces one installed earlier); a file of two,
+                                 as `mitm-cache ca export` writes it while the CA is changed, is trusted with both
        install-ca.sh --undo      stop trusting it
        install-ca.sh --help
 
@@ -50,11 +52,24 @@ check_certificate() {
     if grep -q 'PRIVATE KEY' "$1"; then
         fail "$1 holds a private key, which must stay on the cache host; give ca.crt"
     fi
-    [ "$(grep -c '^-----BEGIN CERTIFICATE-----' "$1")" = 1 ] || fail "$1 is not one certificate in PEM form"
+    case $(grep -c '^-----BEGIN CERTIFICATE-----' "$1") in
+        1 | 2) ;;
+        *) fail "$1 is not one certificate in PEM form, or two" ;;
+    esac
     # A node may have no openssl; the store's own tool then has the last word.
     if command -v openssl >/dev/null 2>&1; then
-        openssl x509 -in "$1" -noout 2>/dev/null || fail "$1 is not a certificate"
+        first "$1" | openssl x509 -noout 2>/dev/null || fail "$1 is not a certificate"
+        [ -z "$(second "$1")" ] || second "$1" | openssl x509 -noout 2>/dev/null || fail "$1 is not a certificate"
     fi
+}
+
+# The store's directory of hashes wants a file for each certificate.
+first() {
+    sed '/^-----END CERTIFICATE-----/q' "$1"
+}
+
+second() {
+    sed '1,/^-----END CERTIFICATE-----/d' "$1" | sed -n '/^-----BEGIN CERTIFICATE-----/,/^-----END CERTIFICATE-----/p'
 }
 
 update_store() {
@@ -71,21 +86,31 @@ tell_restart() {
     echo "only when they start, and Docker Hub works through the cache only with the CA in it. Nothing was restarted."
 }
 
-install_ca() {
-    check_certificate "$1"
-    target=$root$anchors/$name
-    mkdir -p "$root$anchors"
-    if cmp -s "$1" "$target"; then
-        echo "$target is this CA already"
+# put first|second FILE TARGET
+put() {
+    # Written beside and renamed: the store never sees half a file. Its name does not end in .crt, so it is no CA.
+    "$1" "$2" >"$3.new"
+    chmod 644 "$3.new"
+    if cmp -s "$3.new" "$3"; then
+        rm -f "$3.new"
+        echo "$3 is this CA already"
     else
-        # Written beside and renamed: the store never sees half a file. Its name does not end in .crt, so it is no CA.
-        cp "$1" "$target.new"
-        chmod 644 "$target.new"
-        mv -f "$target.new" "$target"
-        echo "Installed $target"
+        mv -f "$3.new" "$3"
+        echo "Installed $3"
     fi
     if command -v openssl >/dev/null 2>&1; then
-        openssl x509 -in "$target" -noout -fingerprint -sha256
+        openssl x509 -in "$3" -noout -fingerprint -sha256
+    fi
+}
+
+install_ca() {
+    check_certificate "$1"
+    mkdir -p "$root$anchors"
+    put first "$1" "$root$anchors/$name"
+    if [ -n "$(second "$1")" ]; then
+        put second "$1" "$root$anchors/$next"
+    else
+        rm -f "$root$anchors/$next"
     fi
     update_store
     tell_restart
@@ -99,6 +124,7 @@ undo() {
     else
         echo "$target is not there"
     fi
+    rm -f "$root$anchors/$next"
     update_store
     tell_restart
 }

@@ -16,6 +16,7 @@ from mitm_cache.admin.metrics import Numbers
 from mitm_cache.admin.pages import Pages
 from mitm_cache.admin.server import Server
 from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.config import Config
 from mitm_cache.core import Core
@@ -32,7 +33,7 @@ from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
 from mitm_cache.welcome.facts import Facts as PublicFacts
 from mitm_cache.welcome.facts import own_address
-from mitm_cache.welcome.pages import Welcome
+from mitm_cache.welcome.pages import Current
 
 FLUSH_SECONDS = 0.02
 
@@ -44,9 +45,7 @@ class App:
         """Open the data directory and the CA, and bind the listeners. Raises MitmCacheError."""
         self.config = config
         self.layout: Layout = open_layout(config.data_dir)
-        permitted = config.permitted_names()
-        self.authority = CertificateAuthority.ensure(config.ca_dir, permitted=permitted, now=_now())
-        self.authority.check_covers(permitted)
+        self.custody = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
         self.bound: Bound = bind_all(config)
         self.journal = Journal()
         self._access = AccessLine(config.log_format, output)
@@ -56,6 +55,11 @@ class App:
         self._made = _now()
         self._stopping = threading.Event()
         self._engine: Engine | None = None
+
+    @property
+    def authority(self) -> CertificateAuthority:
+        """The CA that signs now."""
+        return self.custody.signer(_now())
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop`. `ready` is called once connections are accepted."""
@@ -73,9 +77,10 @@ class App:
             stack.callback(core.close)
             clients = Clients(self.config.allow)
             listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
-            welcome = Welcome(
-                PublicFacts.of(self.config, self.authority, self.bound.addresses(), own_address()),
+            welcome = Current(
+                lambda: PublicFacts.of(self.config, self.custody, self.bound.addresses(), own_address()),
                 ready=lambda: listeners.accepting() and not self._stopping.is_set(),
+                version=lambda: self.custody.export("pem"),
             )
             door = Door(
                 known=self.config.known,
@@ -87,7 +92,7 @@ class App:
             )
             self._engine = engine = Engine()
             intercept = Intercept(
-                authority=self.authority,
+                authority=self.custody,
                 names=self.config.known.server_names | set(self.config.names),
                 journal=self.journal,
                 listeners=listeners.listener,
@@ -116,6 +121,7 @@ class App:
             tasks.start(core.sweep_regularly(self.numbers.sweep))
             tasks.start(_call_when(listeners.started, ready))
             tasks.start(self._flush_regularly())
+            tasks.start(self.custody.attend())
             if self._stopping.is_set():
                 return
             await engine.run()
@@ -138,7 +144,7 @@ class App:
             layout=self.layout,
             blobs=core.blobs,
             addresses=tuple(self.bound.addresses()),
-            ca=self.authority.describe(),
+            ca=self.custody.describe,
             limit=core.limit,
             in_flight=door.in_flight,
             accepting=lambda: listeners.accepting() and not self._stopping.is_set(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from mitm_cache import parsing
 from mitm_cache.errors import ConfigError
-from mitm_cache.parsing import Endpoint, Limit, Network
+from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights
 from mitm_cache.registries import TABLE, Known, Registry
 from mitm_cache.wire.proxies import Bypass, Proxy
 
@@ -42,6 +42,8 @@ class Upstream:
     proxy: Proxy | str = ""
     client_cert: Path | None = None
     insecure: bool = False
+    rights: Rights = Rights.CLIENT
+    credentials: tuple[CredentialRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +216,19 @@ _KEYS = (
     "ca.permit",
 )
 _SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS if "." in key))
-_REGISTRY_KEYS = ("url", "aliases", "prefix", "auth_hosts", "resolve", "ca_file", "proxy", "client_cert", "insecure")
+_REGISTRY_KEYS = (
+    "url",
+    "aliases",
+    "prefix",
+    "auth_hosts",
+    "resolve",
+    "ca_file",
+    "proxy",
+    "client_cert",
+    "insecure",
+    "rights",
+    "credentials",
+)
 
 
 def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
@@ -241,7 +255,11 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
             proxy=reader.take("proxy", parsing.registry_proxy, ""),
             client_cert=reader.take("client_cert", parsing.file, None),
             insecure=reader.take("insecure", parsing.boolean, False),
+            rights=reader.take("rights", parsing.rights, Rights.CLIENT),
+            credentials=reader.take("credentials", parsing.credentials, ()),
         )
+        if upstreams[base.name].rights is Rights.SHARED and not upstreams[base.name].credentials:
+            raise ConfigError(f'{key}.rights: "shared" shares the credential of {key}.credentials, and there is none')
         reader.finish(", ".join(_REGISTRY_KEYS))
     _refuse_shared_names(registries.values())
     return Known(registries.values()), upstreams

@@ -18,16 +18,18 @@ from mitm_cache.cache.spool import Spool
 from mitm_cache.config import Config
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.journal import Event, Journal
+from mitm_cache.parsing import Rights
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.relay import Relay
-from mitm_cache.rights import Verdicts
+from mitm_cache.rights import Policy, Verdicts, open_warning
 from mitm_cache.upstream import rules
 from mitm_cache.upstream.client import Client
+from mitm_cache.upstream.credentials_sources import open_credentials
 from mitm_cache.upstream.curl import Transport
 from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.flight import Start
 from mitm_cache.upstream.leg import Leg
-from mitm_cache.upstream.tokens import AnonymousTokens
+from mitm_cache.upstream.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +70,18 @@ class Core:
             self.blobs = Blobs(layout.blobs)
             self.links = Links(layout.links, index)
             spool = Spool(layout.spool, self.blobs)
-            verdicts = Verdicts(index)
+            credentials = open_credentials(config, os.environ)
+            verdicts = Verdicts(index, policy=Policy(config, credentials.name))
             verdicts.wipe()
+            for name in (name for name, upstream in config.upstreams.items() if upstream.rights is Rights.OPEN):
+                logger.warning("%s", open_warning(name))
             transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
             stack.callback(transport.close)
             router = rules.router(config, folder=layout.run, listeners=listeners, environ=os.environ)
             client = Client(
                 transport=transport,
                 router=router,
-                tokens=AnonymousTokens(),
+                tokens=Tokens(credentials=credentials),
                 bases=rules.bases(config),
                 via=self.via,
                 allow_http=lambda _: config.allow_http,

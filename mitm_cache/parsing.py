@@ -6,6 +6,7 @@ Each parser takes a key and a value; its error names both, and what is allowed.
 import ipaddress
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,6 +47,27 @@ class Limit:
     def of(self, disk: int) -> int:
         """The limit in bytes, on a file system of `disk` bytes."""
         return self.bytes or int(disk * self.share)
+
+
+class Rights(StrEnum):
+    """Whose right counts for what is cached of a registry: the client's, also the cache's own, or nobody's."""
+
+    CLIENT = "client"
+    SHARED = "shared"
+    OPEN = "open"
+
+
+SOURCES = ("docker_config", "helper", "file", "env")
+"""Where a credential for a registry may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRule:
+    """The credential for the repositories that a pattern covers: its source, one of SOURCES, and where that is."""
+
+    repository: str
+    source: str
+    place: str
 
 
 _NAMED_NETWORKS: dict[str, tuple[str, ...]] = {
@@ -250,3 +272,46 @@ def bypass(key: str, value: Any) -> Bypass:
             f"{key}: {error.args[0]!r} is not a host such as q.example, .q.example for all below it, an address, a "
             "network such as 10.0.0.0/8, or *"
         ) from None
+
+
+def rights(key: str, value: Any) -> Rights:
+    if not isinstance(value, str) or value not in tuple(Rights):
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(Rights)}")
+    return Rights(value)
+
+
+def credentials(key: str, value: Any) -> tuple[CredentialRule, ...]:
+    """A table that says where a credential is, or a list of them; the first whose pattern covers a repository counts.
+
+    Texts are not shown in errors: somebody may have written the password itself.
+    """
+    rules = [value] if isinstance(value, dict) else value
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise ConfigError(f"{key} is a table such as {{ file = '/etc/mitm-cache/secret' }}, or a list of them")
+    return tuple(_credential_rule(key, rule) for rule in rules)
+
+
+def _credential_rule(key: str, rule: dict[str, Any]) -> CredentialRule:
+    allowed = f"repository, and one of {', '.join(SOURCES)}"
+    if unknown := [name for name in rule if name not in ("repository", *SOURCES)]:
+        raise ConfigError(f"{key}.{unknown[0]} is not a key of this version; allowed here: {allowed}")
+    found = [name for name in SOURCES if name in rule]
+    if len(found) != 1:
+        raise ConfigError(f"{key}: {' and '.join(found) or 'no source'} in one table; allowed here: {allowed}")
+    [source] = found
+    place, repository = rule[source], rule.get("repository", "*")
+    if not isinstance(repository, str) or not _PATTERN.fullmatch(repository):
+        raise ConfigError(f"{key}.repository: {repository!r} is not a repository such as team/app, nor one with *")
+    if source in ("docker_config", "file"):
+        place = str(path(f"{key}.{source}", place))
+    elif not isinstance(place, str) or not _NAMES[source].fullmatch(place):
+        raise ConfigError(f"{key}.{source} is {_NAMED[source]}; its value is not shown because it may be a secret")
+    return CredentialRule(repository, source, place)
+
+
+_PATTERN = re.compile(r"[a-z0-9*][a-z0-9*._/-]*")
+_NAMES = {"helper": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), "env": re.compile(r"[A-Za-z_][A-Za-z0-9_]*")}
+_NAMED = {
+    "helper": "the X of a program docker-credential-X, such as ecr-login",
+    "env": "the name of a variable of the environment, such as QUAY_CREDENTIAL",
+}

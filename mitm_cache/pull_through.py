@@ -2,7 +2,8 @@
 
 Each answer carries its outcome and the reason for it. Nothing is served that upstream would not give this client:
 a tag is asked for with the client's own credential each time, and content that is here already is shared only with
-clients that may read the repository, and only in repositories known to hold it.
+clients that may read the repository, and only in repositories known to hold it. Where a registry's rights are shared
+or open, the cache's own credential stands in for clients that bring none.
 """
 
 from dataclasses import replace
@@ -42,8 +43,9 @@ from mitm_cache.oci.operation import (
     repository_of,
 )
 from mitm_cache.oci.reference import Repository, Tag
+from mitm_cache.parsing import Rights
 from mitm_cache.rights import Verdict, Verdicts, judge
-from mitm_cache.upstream.client import Call
+from mitm_cache.upstream.client import REFUSALS, Call
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.flight import Landed
 from mitm_cache.upstream.leg import Leg
@@ -63,6 +65,7 @@ class PullThrough:
         self._links = links
         self._spool = spool
         self._verdicts = verdicts
+        self._policy = verdicts.policy
         self._leg = leg
         self._listings = Listings(links=links, verdicts=verdicts, leg=leg)
 
@@ -86,31 +89,34 @@ class PullThrough:
             case BlobOperation(repository, digest):
                 return await self._blob(request, repository, digest)
             case TagList(repository) if request.mirror:
-                return await self._listings.tags(request, repository, _call(request, limit=LIST_SIZE))
+                return await self._listings.tags(request, repository, self._call(request, limit=LIST_SIZE))
             case Catalog() if request.mirror:
-                return await self._listings.catalog(request, _call(request, limit=LIST_SIZE))
+                return await self._listings.catalog(request, self._call(request, limit=LIST_SIZE))
             case TagList() | Referrers() | Catalog():
                 return await self._relay(request, LIST_SIZE)
             case Upload() | Other():
                 raise MitmCacheError(f"{request.method} {request.target.partition('?')[0]} is no pull")
 
     async def _ping(self, request: Request) -> Response:
-        if request.mirror:
+        lent = self._policy.lends(request.registry.name, request.credential)
+        if request.mirror or lent:
+            # A client that is asked to log in here does so as a stranger, and has a credential from then on.
             headers = [API_VERSION, ("Content-Type", "application/json")]
-            return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason="mirror clients need no login")
+            reason = "mirror clients need no login" if request.mirror else "its rights are not the client's own"
+            return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason=reason)
         return await self._relay(request, PING_SIZE)
 
     async def _relay(self, request: Request, limit: int) -> Response:
         """Pass a small exchange on, uncached."""
-        answer = await self._leg.exchange(_call(request, limit=limit))
+        answer = await self._leg.exchange(self._call(request, limit=limit))
         return pass_back(answer, request, "RELAY", f"upstream answered {answer.status}")
 
     async def _tag(self, request: Request, repository: Repository, tag: Tag) -> Response:
         """One HEAD upstream with the client's credential says what the tag is, and that the client may have it."""
         accept = Accept(*request.headers.get_all("accept"))
-        answer = await self._leg.exchange(_call(request, method="HEAD", accept=accept))
+        answer = await self._leg.exchange(self._call(request, method="HEAD", accept=accept))
         if not answer.ok:
-            return await self._no_tag(request, answer, accept)
+            return await self._no_tag(request, answer, repository, tag, accept)
         media_type = answer.headers.get("content-type") or ""
         if is_schema_1(media_type):
             return await self._relay(request, MAX_SIZE)
@@ -138,19 +144,36 @@ class PullThrough:
                 pass
         return response
 
-    async def _no_tag(self, request: Request, answer: Answer, accept: Accept) -> Response:
+    async def _no_tag(
+        self, request: Request, answer: Answer, repository: Repository, tag: Tag, accept: Accept
+    ) -> Response:
         """A HEAD that failed has no body to pass on: GET the registry's own words, unless it has no more to say."""
+        if answer.status in REFUSALS and self._policy.rights(request.registry.name) is Rights.OPEN:
+            kept = self._links.tagged(request.registry.name, repository, tag, accept)
+            if kept is not None and self._blobs.has(kept.digest):
+                return await self._last_seen(request, repository, kept, accept)
         if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
             raise unavailable(answer)
         if request.method == "GET":
-            answer = await self._leg.exchange(_call(request, accept=accept, limit=MAX_SIZE))
+            answer = await self._leg.exchange(self._call(request, accept=accept, limit=MAX_SIZE))
             if answer.ok:
                 return pass_back(answer, request, "RELAY", "upstream answers GET where it refuses HEAD")
         return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
 
+    async def _last_seen(self, request: Request, repository: Repository, link: Link, accept: Accept) -> Response:
+        """Rights are open, and upstream does not tell this client what the tag is by now."""
+        reason = "rights are open; what the tag was when it was last seen"
+        if request.method == "HEAD":
+            return content_head(link, outcome="HIT", reason=reason)
+        by_digest = replace(request, target=_by_digest(request, link.digest))
+        response = await self._content(by_digest, repository, link.digest, accept=accept, max_size=MAX_SIZE)
+        if response.outcome == "HIT":
+            response.reason = reason
+        return response
+
     async def _undigested(self, request: Request, repository: Repository, tag: Tag, accept: Accept) -> Response:
         """A registry that does not say the digest: fetch by tag, and hash."""
-        answer = await self._leg.exchange(_call(request, method="GET", accept=accept, limit=MAX_SIZE))
+        answer = await self._leg.exchange(self._call(request, method="GET", accept=accept, limit=MAX_SIZE))
         media_type = answer.headers.get("content-type") or ""
         if not answer.ok or is_schema_1(media_type):
             return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
@@ -203,7 +226,7 @@ class PullThrough:
             reason = await self._permit(request, repository, digest, accept)
             link = self._links.holds(request.registry.name, repository, digest)
             return content_head(Link(digest, _media_type(link, request), blob.size), outcome="HIT", reason=reason)
-        answer = await self._leg.exchange(_call(request, accept=accept))
+        answer = await self._leg.exchange(self._call(request, accept=accept))
         if answer.ok:
             self._grant(request, repository)
             response = pass_back(answer, request, "MISS", "not cached; HEAD passed on")
@@ -216,7 +239,7 @@ class PullThrough:
 
     async def _probe(self, request: Request, digest: Digest, accept: Accept) -> Response:
         """Storage behind a registry may refuse HEAD on a URL signed for GET: ask it for one byte."""
-        call = _call(request, method="GET", accept=accept)
+        call = self._call(request, method="GET", accept=accept)
         answer = await self._leg.exchange(replace(call, headers=call.headers + Headers([("Range", "bytes=0-0")])))
         total = (answer.headers.get("content-range") or "").rpartition("/")[2]
         if answer.status != HTTPStatus.PARTIAL_CONTENT or not total.isdigit():
@@ -228,9 +251,13 @@ class PullThrough:
         self, request: Request, repository: Repository, digest: Digest, *, accept: Accept, max_size: int | None
     ) -> Response:
         """Content by digest: from the store, from a download under way, or by starting one."""
-        call = _call(request, method="GET", accept=accept)
+        call = self._call(request, method="GET", accept=accept)
         registry = request.registry.name
         reason = "known to hold it"
+        fills = self._policy.fills(registry, repository, request.credential)
+        if fills and not self._verdicts.allow(registry, repository, None):
+            # The cache's own credential fetches what strangers may have, and nothing else for them.
+            await self._permit(request, repository, digest, accept)
 
         async def ask() -> None:
             nonlocal reason
@@ -241,7 +268,12 @@ class PullThrough:
 
         def fetch(start: int, sink: Sink) -> Answer:
             ranged = call.headers + Headers([("Range", f"bytes={start}-")]) if start else call.headers
-            return self._leg.client.stream(replace(call, headers=ranged), sink)
+            ranged_call = replace(call, headers=ranged)
+            if fills:
+                answer = self._leg.client.stream(replace(ranged_call, own=True), sink)
+                if answer.status not in REFUSALS:
+                    return answer
+            return self._leg.client.stream(ranged_call, sink)
 
         try:
             boarding = await self._leg.board(digest, Supply(fetch, landed, registry, max_size), ask)
@@ -251,7 +283,7 @@ class PullThrough:
             head = Head(boarding.blob.size, _media_type(self._links.holds(registry, repository, digest), request))
             return content(request, digest, boarding.blob, head, outcome="HIT", reason=reason)
         passenger = boarding.passenger
-        if boarding.first:
+        if boarding.first and not fills:
             self._grant(request, repository)
         head = Head(passenger.head.size, _type_in_flight(passenger.head, request))
         outcome, reason = ("MISS", "not cached") if boarding.first else ("JOINED", "already being fetched")
@@ -264,9 +296,9 @@ class PullThrough:
         name = request.registry.name
         held = self._links.holds(name, repository, digest)
         if held is not None and self._verdicts.allow(name, repository, request.credential):
-            return "rights known"
+            return "rights are open" if self._policy.rights(name) is Rights.OPEN else "rights known"
         # A question about the content itself: it also tells whether this repository holds it.
-        answer = await self._leg.exchange(replace(_call(request, method="HEAD", accept=accept), follow=False))
+        answer = await self._leg.exchange(replace(self._call(request, method="HEAD", accept=accept), follow=False))
         match judge(answer.status):
             case Verdict.NO:
                 raise Refused(answer)
@@ -279,26 +311,29 @@ class PullThrough:
             size = answer.length if answer.ok and answer.length is not None else 0
             link = Link(digest, _asked_type(answer, request), size)
             await self._leg.run(lambda: self._links.hold(name, repository, link))
-        return "upstream said yes to this client"
+        lent = self._policy.lends(name, request.credential) and self._policy.owner(name, repository)
+        return "upstream said yes to the cache's credential" if lent else "upstream said yes to this client"
 
     def _grant(self, request: Request, repository: Repository) -> None:
         self._verdicts.keep(request.registry.name, repository, request.credential)
 
-
-def _call(request: Request, *, method: str | None = None, accept: Accept | None = None, limit: int = 64 << 10) -> Call:
-    """The request as it goes upstream."""
-    header = (accept or Accept(*request.headers.get_all("accept"))).header
-    return Call(
-        registry=request.registry,
-        # A ping or a catalog is asked for as the client asks: with no token of ours.
-        repository=repository_of(request.operation),
-        method=method or request.method,
-        target=request.target,
-        # Every cache on the way adds its name: a loop over several is seen by the first that finds its own.
-        headers=Headers([("Accept", header)] if header else []) + request.headers.only("via"),
-        credential=request.credential,
-        limit=limit,
-    )
+    def _call(
+        self, request: Request, *, method: str | None = None, accept: Accept | None = None, limit: int = 64 << 10
+    ) -> Call:
+        """The request as it goes upstream."""
+        header = (accept or Accept(*request.headers.get_all("accept"))).header
+        return Call(
+            registry=request.registry,
+            # A ping or a catalog is asked for as the client asks: with no token of ours.
+            repository=repository_of(request.operation),
+            method=method or request.method,
+            target=request.target,
+            # Every cache on the way adds its name: a loop over several is seen by the first that finds its own.
+            headers=Headers([("Accept", header)] if header else []) + request.headers.only("via"),
+            credential=request.credential,
+            own=self._policy.lends(request.registry.name, request.credential),
+            limit=limit,
+        )
 
 
 def _by_digest(request: Request, digest: Digest) -> str:

@@ -1,24 +1,29 @@
 """Who may have what: sharing bytes must not share rights.
 
 A client may have cached content of a repository when its own credential, or none at all, has been seen to work there
-within the last minutes. Where that is not known, upstream is asked with that credential; verdicts are kept under
-hashed keys, so that the index holds no credential, and only a yes is kept.
+within the last minutes; where a registry's rights are shared, the cache's own credential stands for clients that bring
+none; where they are open, nobody is asked. What is not known, upstream is asked with that credential; verdicts are
+kept under hashed keys, so that the index holds no credential, and only a yes is kept.
 """
 
 import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from mitm_cache.cache.index import Index
+from mitm_cache.config import Config
 from mitm_cache.oci.reference import Repository
+from mitm_cache.parsing import Rights
 from mitm_cache.wire.message import Credential
 
 KEEP_SECONDS = 300.0
 """How long a yes holds."""
 MAX_KEPT = 65536
 PREFIX = "verdict:"
+ANYONE = "anyone"
 
 
 class Verdict(Enum):
@@ -36,10 +41,50 @@ def judge(status: int) -> Verdict:
     return Verdict.NO if status in (401, 403, 404) else Verdict.NONE
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Whose right counts at each registry; without a configuration it is the client's everywhere.
+
+    `owner`: the name of the cache's own credential for a repository of a registry, "" where it has none.
+    """
+
+    config: Config | None = None
+    owner: Callable[[str, Repository], str] = lambda _registry, _repository: ""
+
+    def rights(self, registry: str) -> Rights:
+        """The mode of a registry."""
+        upstream = self.config.upstreams.get(registry) if self.config is not None else None
+        return upstream.rights if upstream is not None else Rights.CLIENT
+
+    def lends(self, registry: str, credential: Credential | None) -> bool:
+        """Whether the cache's own credential stands for a client with this one, or with none."""
+        return credential is None and self.rights(registry) is not Rights.CLIENT
+
+    def fills(self, registry: str, repository: Repository, credential: Credential | None) -> bool:
+        """Whether content is fetched by the cache's own credential for a client whose right was proven without it."""
+        return credential is None and self.rights(registry) is Rights.CLIENT and self.owner(registry, repository) != ""
+
+    def who(self, registry: str, repository: Repository, credential: Credential | None) -> str:
+        """For whom a yes to a question is one: the name that it is kept under, which tells the modes apart."""
+        if credential is not None:
+            return credential.fingerprint
+        owner = self.owner(registry, repository) if self.lends(registry, None) else ""
+        return f"{self.rights(registry)} {owner}" if owner else ANYONE
+
+
+def open_warning(name: str) -> str:
+    """What the operator is told at each start."""
+    return (
+        f"registries.{name}.rights is open: whoever may connect (clients.allow) gets what is cached of it, private "
+        "repositories too, and nobody is asked"
+    )
+
+
 class Verdicts:
     """The yeses of the last minutes, shared by every process on the data directory."""
 
-    def __init__(self, index: Index, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, index: Index, clock: Callable[[], float] = time.time, policy: Policy | None = None) -> None:
+        self.policy = policy or Policy()
         self._index = index
         self._clock = clock
         self._kept: OrderedDict[str, float] = OrderedDict()
@@ -50,14 +95,17 @@ class Verdicts:
         self._index.drop_prefix(PREFIX)
 
     def allow(self, registry: str, repository: Repository, credential: Credential | None) -> bool:
-        """Whether this credential is known to read this repository; what strangers may read everybody may."""
-        return self._known(_key(registry, repository, None)) or (
-            credential is not None and self._known(_key(registry, repository, credential))
+        """Whether this client is known to be let read this repository; what strangers may read everybody may."""
+        if self.policy.rights(registry) is Rights.OPEN:
+            return True
+        who = self.policy.who(registry, repository, credential)
+        return self._known(_key(registry, repository, ANYONE)) or (
+            who != ANYONE and self._known(_key(registry, repository, who))
         )
 
     def keep(self, registry: str, repository: Repository, credential: Credential | None) -> None:
         """Record a yes."""
-        key = _key(registry, repository, credential)
+        key = _key(registry, repository, self.policy.who(registry, repository, credential))
         until = self._clock() + KEEP_SECONDS
         self._remember(key, until)
         self._index.put_soon(key, str(until), seconds=KEEP_SECONDS)
@@ -86,6 +134,5 @@ def _until(row: object) -> float:
         return 0.0
 
 
-def _key(registry: str, repository: Repository, credential: Credential | None) -> str:
-    who = credential.fingerprint if credential else "anyone"
+def _key(registry: str, repository: Repository, who: str) -> str:
     return PREFIX + hashlib.sha256(f"{who}\0{registry}\0{repository}".encode()).hexdigest()

@@ -7,9 +7,7 @@ import socket
 import ssl
 import stat
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mitm_cache.ca import CA_LIFETIME, LEAF_LIFETIME, CertificateAuthority, Leaf
 from mitm_cache.errors import ConfigError
+from tests.ca.verifiers import certificate_of, served
 from tests.needs import find_tool, needs_tool
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -39,10 +38,6 @@ needs_openssl = needs_tool("openssl", package="openssl")
 @pytest.fixture
 def authority(tmp_path: Path) -> CertificateAuthority:
     return CertificateAuthority.create(tmp_path / "ca", permitted=PERMITTED, now=NOW)
-
-
-def certificate_of(leaf: Leaf) -> x509.Certificate:
-    return x509.load_pem_x509_certificates(leaf.certificate_chain_pem)[0]
 
 
 def forge(
@@ -114,43 +109,6 @@ def openssl_verify(authority: CertificateAuthority, leaf: Leaf, *options: str) -
     return subprocess.run(
         [*command, "-CAfile", str(authority.certificate_path), str(file)], capture_output=True, text=True, check=False
     )
-
-
-@contextmanager
-def served(leaf: Leaf, directory: Path, host: str = "127.0.0.1") -> Iterator[tuple[str, int]]:
-    """A TLS server on loopback that shows `leaf` and answers 404 to whatever is asked."""
-    chain, key = directory / "served.pem", directory / "served.key"
-    chain.write_bytes(leaf.certificate_chain_pem)
-    key.write_bytes(leaf.private_key_pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-
-    def answer() -> None:
-        while True:
-            connection, _ = listener.accept()
-            try:
-                with connection, context.wrap_socket(connection, server_side=True) as stream:
-                    if not stream.recv(65536):
-                        continue
-                    stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            except OSError:
-                pass  # the client refused the certificate
-
-    def run() -> None:
-        try:
-            answer()
-        except OSError:
-            pass  # the listener was shut down
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield listener.getsockname()[:2]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
-        listener.close()
 
 
 def shake_hands(authority: CertificateAuthority, leaf: Leaf, name: str, host: str = "127.0.0.1") -> None:
@@ -482,14 +440,14 @@ class TestFiles:
         directory = authority.directory
         key, certificate = authority.key_path.read_bytes(), authority.export()
         other = CertificateAuthority.create(tmp_path / "other", permitted=PERMITTED, now=NOW)
-        rsa_key = rsa.generate_private_key(65537, 2048)
+        rsa_key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - what is refused
         rsa_pem = rsa_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         unconstrained = other.mint("quay.io", now=NOW)
         table: list[tuple[bytes | None, bytes | None, str]] = [
             (None, certificate, r"ca\.key is missing"),
             (key, None, r"ca\.crt is missing"),
             (b"nonsense", certificate, r"ca\.key is not an unencrypted private key"),
-            (rsa_pem, certificate, r"ca\.key is not an elliptic-curve key"),
+            (rsa_pem, certificate, r"ca\.key is of a kind or size that is not taken: allowed are RSA from 2048 bits"),
             (key, b"nonsense", r"ca\.crt is not a certificate"),
             (other.key_path.read_bytes(), certificate, "do not belong together"),
             (unconstrained.private_key_pem, unconstrained.certificate_chain_pem, "is not name-constrained"),

@@ -179,6 +179,8 @@ WRONG: dict[str, tuple[str, str, str]] = {
     'registries."q.io".proxy': ('"none"', "'none'", "http://, https:// or socks5://"),
     'registries."q.io".client_cert': ("[]", "[]", "is a path"),
     'registries."q.io".insecure': ('"maybe"', "'maybe'", "is true or false"),
+    'registries."q.io".rights': ('"all"', "'all'", "not one of client, shared, open"),
+    'registries."q.io".credentials': ('{ vault = "x" }', "vault", "one of docker_config, helper, file, env"),
 }
 
 

@@ -1,6 +1,6 @@
 """What the admin room is told of the service that it looks at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,7 +16,8 @@ class Facts:
     layout: Layout
     blobs: Blobs
     addresses: tuple[tuple[str, str, int], ...]
-    ca: Description
+    ca: Callable[[], Mapping[str, Description]]
+    """Every CA in use by its role; `signing` is always there."""
     limit: Callable[[], int]
     in_flight: Callable[[], int]
     accepting: Callable[[], bool]

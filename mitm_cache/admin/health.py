@@ -31,7 +31,7 @@ class Health:
         return OK if self._facts.accepting() else "connections are not accepted"
 
     def _ca(self) -> str:
-        now, ca = self._facts.clock(), self._facts.ca
+        now, ca = self._facts.clock(), self._facts.ca()["signing"]
         if ca.not_before <= now < ca.not_after:
             return OK
         return f"the CA is valid from {ca.not_before} to {ca.not_after}, and it is {now}"

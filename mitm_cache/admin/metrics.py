@@ -87,8 +87,11 @@ class _Service(Collector):
         yield from self._store()
         now = "Requests that have not had their last byte yet"
         yield GaugeMetricFamily("mitm_cache_in_flight", now, self._facts.in_flight())
-        until = "When the CA ends, in seconds of the epoch"
-        yield GaugeMetricFamily("mitm_cache_ca_expiry_timestamp_seconds", until, self._facts.ca.not_after.timestamp())
+        until = "When each CA in use ends, in seconds of the epoch"
+        ends = GaugeMetricFamily("mitm_cache_ca_expiry_timestamp_seconds", until, labels=("role",))
+        for role, description in self._facts.ca().items():
+            ends.add_metric((role,), description.not_after.timestamp())
+        yield ends
         what = {"version": self._facts.version, "python": platform.python_version()}
         yield InfoMetricFamily("mitm_cache_build", "What runs", what)
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import partial
 
 from mitm_cache.admin.facts import Facts
 from mitm_cache.admin.health import OK, Health
 from mitm_cache.admin.metrics import Numbers
+from mitm_cache.ca import Description
 
 MEASURED_SECONDS = 10.0
 """The blobs are counted again after this long, and after fifty times as long as counting took."""
@@ -51,7 +53,7 @@ class Status:
                 "saved": numbers.saved,
             },
             "evicted": {"count": numbers.evicted_blobs, "bytes": numbers.evicted_bytes},
-            "ca": {"not_after": facts.ca.not_after.isoformat(), "fingerprint": facts.ca.fingerprint},
+            "ca": describe(facts.ca()),
         }
 
     async def _measure(self) -> dict[str, int] | None:
@@ -71,3 +73,12 @@ class Status:
         if not measuring.cancelled() and measuring.exception() is None:
             count, size = measuring.result()
             self._measured = {"count": count, "bytes": size}
+
+
+def describe(described: Mapping[str, Description]) -> dict[str, object]:
+    """The CA that signs; one that is to follow, or that it follows, is within it under its role."""
+    rows: dict[str, dict[str, object]] = {
+        role: {"not_after": each.not_after.isoformat(), "fingerprint": each.fingerprint}
+        for role, each in described.items()
+    }
+    return rows.pop("signing") | rows

@@ -41,7 +41,7 @@ def banner(app: "App", address: str) -> Iterator[str]:
     for listener, bound, port in app.bound.addresses():
         yield f"{listener:<12} {f'[{bound}]' if ':' in bound else bound}:{port}  {_PURPOSES[listener]}"
     yield ""
-    facts = Facts.of(app.config, app.authority, app.bound.addresses(), address)
+    facts = Facts.of(app.config, app.custody, app.bound.addresses(), address)
     script = Script(facts)
     mirror, connect = facts.places.get("mirror"), facts.places.get("connect")
     if mirror:

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mitm_cache.parsing import Endpoint
 
 READY, NOT_READY, NOT_RUNNING = 0, 1, 3
+SOON = timedelta(days=30)
 TIMEOUT = 4.0
 """Seconds; the service itself gives its disk three."""
 MAX_DOCUMENT = 1 << 20
@@ -111,15 +112,16 @@ def _blobs(config: "Config") -> dict[str, Any]:
     return {"blobs": {"count": count, "bytes": size}, "limit": limit}
 
 
-def _ca(config: "Config") -> dict[str, str]:
-    from mitm_cache.ca import CertificateAuthority
+def _ca(config: "Config") -> dict[str, object]:
+    from mitm_cache.admin.status import describe
+    from mitm_cache.ca.rotation import Pair
     from mitm_cache.errors import ConfigError
 
     try:
-        description = CertificateAuthority.load(config.ca_dir).describe()
+        pair = Pair.load(config.ca_dir)
     except ConfigError as error:
         return {"trouble": error.message}
-    return {"not_after": description.not_after.isoformat(), "fingerprint": description.fingerprint}
+    return describe({role: each.describe() for role, each in pair.by_role(datetime.now(UTC)).items()})
 
 
 def render(document: Document) -> Iterator[str]:
@@ -144,9 +146,19 @@ def _rows(document: Document) -> Iterator[tuple[str, str]]:
         yield from _traffic(document)
     authority = document["ca"]
     if "not_after" in authority:
-        yield "CA", f"valid until {datetime.fromisoformat(authority['not_after']):%Y-%m-%d}"
+        yield "CA", _until(authority)
+        for role in ("next", "previous"):
+            if role in authority:
+                yield "", f"{role}: {_until(authority[role])}, {authority[role]['fingerprint'][:23]}…"
     else:
         yield "CA", authority["trouble"]
+
+
+def _until(authority: Mapping[str, str]) -> str:
+    end = datetime.fromisoformat(authority["not_after"])
+    left = end - datetime.now(UTC)
+    words = f"valid until {end:%Y-%m-%d}"
+    return words if left >= SOON else f"{words}: {max(left.days, 0)} days are left"
 
 
 def _state(document: Document) -> str:

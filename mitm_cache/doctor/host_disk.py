@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mitm_cache.ca import CERTIFICATE_FILE, KEY_FILE, CertificateAuthority
+from mitm_cache.ca.files import is_exposed
+from mitm_cache.ca.rotation import Pair
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.layout import FORMAT
 from mitm_cache.config import Config
@@ -205,11 +207,12 @@ def check_ca(scene: Scene, config: Config, service: Service) -> Iterator[Finding
             "mitm-cache ca init as the service's user; or start the service, which makes it",
         )
         return
-    if len(there) == 2 and (mode := stat.S_IMODE(key.stat().st_mode)) & 0o077:
+    if len(there) == 2 and is_exposed(facts := key.stat()):
+        mode = stat.S_IMODE(facts.st_mode)
         yield fail("ca", str(key), f"others may read the key (mode {mode:04o})", f"sudo chmod 600 {key}")
         return
     try:
-        authority = CertificateAuthority.load(config.ca_dir)
+        pair = Pair.load(config.ca_dir)
     except ConfigError as error:
         if "Permission denied" in error.message and os.geteuid() != 0:
             yield skip("ca", str(config.ca_dir), "it may not be read by this user", "sudo mitm-cache doctor --host")
@@ -217,14 +220,17 @@ def check_ca(scene: Scene, config: Config, service: Service) -> Iterator[Finding
             cure = "restore ca/ from the backup; or mitm-cache ca init --force, and install-ca.sh on every node"
             yield fail("ca", str(config.ca_dir), error.message, cure)
         return
-    yield judge_validity(authority, datetime.fromtimestamp(scene.now(), UTC))
-    yield judge_cover(authority, config)
+    now = datetime.fromtimestamp(scene.now(), UTC)
+    for role, authority in pair.by_role(now).items():
+        if role != "previous":
+            yield judge_validity(authority, now)
+            yield judge_cover(authority, config)
 
 
 def judge_validity(authority: CertificateAuthority, now: datetime) -> Finding:
     """The days that are left of the CA."""
     described = authority.describe()
-    anew = "mitm-cache ca init --force, then install-ca.sh on every node and a restart here"
+    anew = "mitm-cache ca rotate, install-ca.sh with ca export on every node, then mitm-cache ca rotate --finish"
     if now < described.not_before:
         return fail(
             "ca",
@@ -242,7 +248,7 @@ def judge_validity(authority: CertificateAuthority, now: datetime) -> Finding:
         )
     if left < SOON:
         return warn("ca", str(described.path), f"ends in {left.days} days", anew)
-    return ok("ca", str(described.path), f"valid for {left.days} days more, its key readable by its owner only")
+    return ok("ca", str(described.path), f"valid for {left.days} days more, its key secret")
 
 
 def judge_cover(authority: CertificateAuthority, config: Config) -> Finding:

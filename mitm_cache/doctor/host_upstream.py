@@ -19,7 +19,7 @@ from mitm_cache.upstream import rules
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer, Transport
 from mitm_cache.upstream.route import Router
-from mitm_cache.upstream.tokens import AnonymousTokens
+from mitm_cache.upstream.tokens import Tokens
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.redirect import Origin
 
@@ -51,7 +51,7 @@ class Upstream:
             client = Client(
                 transport=transport,
                 router=self.router,
-                tokens=AnonymousTokens(),
+                tokens=Tokens(),
                 bases=self._bases,
                 via="mitm-cache-doctor",
                 allow_http=lambda _: self.config.allow_http,

@@ -11,8 +11,8 @@ from pathlib import Path
 from mitm_cache.errors import ConfigError
 from mitm_cache.node.model import Cache, Certificate, Draft, Files, Order, Settings, Step
 
-NAME = "mitm-cache.crt"
-"""The same as in certs/install-ca.sh, so that either undoes the other."""
+NAME, NEXT_NAME = "mitm-cache.crt", "mitm-cache-next.crt"
+"""A cache that changes its CA has two. The same as in certs/install-ca.sh, so that either undoes the other."""
 TIMEOUT = 10.0
 """Seconds."""
 MAX_SIZE = 1 << 16
@@ -30,19 +30,32 @@ def parse_fingerprint(text: str) -> str:
 
 
 def parse_certificate(where: str, text: str) -> Certificate:
-    """The one certificate in a PEM text. Raises ConfigError for anything else, a private key above all."""
+    """The certificate in a PEM text, or the two of a cache that changes its CA, the one that signs first.
+
+    Raises ConfigError for anything else, a private key above all.
+    """
     if "PRIVATE KEY" in text:
         raise ConfigError(f"{where} holds a private key, which must stay on the cache; give ca.crt")
     found = _PEM.findall(text)
-    if len(found) != 1:
-        raise ConfigError(f"{where} is not one certificate in PEM form")
+    if len(found) not in (1, 2):
+        raise ConfigError(f"{where} is not one certificate in PEM form, or two")
     try:
-        der = base64.b64decode("".join(found[0].split()), validate=True)
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+        ders = [base64.b64decode("".join(each.split()), validate=True) for each in found]
+        for der in ders:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
     except (ValueError, ssl.SSLError) as error:
         raise ConfigError(f"{where} is not a certificate: {error}") from error
     # Written anew, without what may stand around it.
-    return Certificate(ssl.DER_cert_to_PEM_cert(der), parse_fingerprint(hashlib.sha256(der).hexdigest()))
+    return Certificate("".join(map(ssl.DER_cert_to_PEM_cert, ders)), _measure(ders[0]))
+
+
+def _measure(der: bytes) -> str:
+    return parse_fingerprint(hashlib.sha256(der).hexdigest())
+
+
+def _split(certificate: Certificate) -> list[Certificate]:
+    pems = [f"-----BEGIN CERTIFICATE-----\n{each}-----END CERTIFICATE-----\n" for each in _PEM.findall(certificate.pem)]
+    return [Certificate(pem, _measure(ssl.PEM_cert_to_DER_cert(pem))) for pem in pems]
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -73,13 +86,14 @@ def fetch_certificate(cache: Cache, port: int) -> Certificate:
 
 
 def check(certificate: Certificate, fingerprint: str) -> Certificate:
-    """The certificate, if it is the one that is meant. Raises ConfigError."""
-    if certificate.fingerprint != fingerprint:
+    """The certificate that is meant, without another that came with it. Raises ConfigError when it is not there."""
+    meant = next((each for each in _split(certificate) if each.fingerprint == fingerprint), None)
+    if meant is None:
         raise ConfigError(
             f"the certificate's fingerprint is {certificate.fingerprint}, not {fingerprint}: this is not the "
             "cache's CA, or somebody is on the way"
         )
-    return certificate
+    return meant
 
 
 def plan_store(draft: Draft, settings: Settings, files: Files, readers: tuple[Step, ...]) -> None:
@@ -99,7 +113,9 @@ def plan_store(draft: Draft, settings: Settings, files: Files, readers: tuple[St
             "found neither update-ca-certificates nor update-ca-trust: install the package ca-certificates, or give "
             "--store client"
         )
-    draft.put(f"{folder}/{NAME}", settings.certificate.pem, update, *readers)
+    # The store's directory of hashes wants a file for each.
+    for name, each in zip((NAME, NEXT_NAME), _split(settings.certificate), strict=False):
+        draft.put(f"{folder}/{name}", each.pem, update, *readers)
 
 
 def _has(program: str, files: Files) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from mitmproxy.tls import ClientHelloData, TlsData
 from OpenSSL import SSL, crypto
@@ -20,11 +21,19 @@ CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 """TLS 1.2 with forward secrecy and authenticated encryption; TLS 1.3 has nothing else."""
 
 
+class Authority(Protocol):
+    """Who signs: one CA, or the custody of those that follow each other."""
+
+    def signer(self, now: datetime) -> CertificateAuthority:
+        """The CA that signs at `now`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """A context with its leaf, and from when on another is due."""
+    """A context with its leaf, the fingerprint of who signed it, and from when on another is due."""
 
     context: SSL.Context
+    signer: str
     renew_at: datetime
 
 
@@ -35,7 +44,7 @@ class Intercept:
     def __init__(
         self,
         *,
-        authority: CertificateAuthority,
+        authority: Authority,
         names: Collection[str],
         journal: Journal,
         listeners: Callable[[str], str],
@@ -66,12 +75,14 @@ class Intercept:
         data.ssl_conn.set_accept_state()
 
     def context(self, name: str) -> SSL.Context:
-        """The context for a known name, with a leaf that is not due to be renewed."""
+        """The context for a known name, with a leaf of the CA that signs now and not due to be renewed."""
         now = self._clock()
+        signer = self._authority.signer(now)
         minted = self._minted.get(name)
-        if minted is None or minted.renew_at <= now:
-            leaf = self._authority.mint(name, now=now)
-            minted = Minted(_make_context(leaf.certificate_chain_pem, leaf.private_key_pem), leaf.renew_at)
+        if minted is None or minted.signer != signer.fingerprint or minted.renew_at <= now:
+            leaf = signer.mint(name, now=now)
+            context = _make_context(leaf.certificate_chain_pem, leaf.private_key_pem)
+            minted = Minted(context, signer.fingerprint, leaf.renew_at)
             self._minted[name] = minted
         return minted.context
 

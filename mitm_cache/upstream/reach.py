@@ -12,8 +12,8 @@ from mitm_cache.upstream.route import Route
 from mitm_cache.wire.redirect import Origin
 
 
-def check_redirect(target: Origin, route: Route, home: Route, *, allow_private: bool) -> None:
-    """Raise UpstreamError where a redirect from a registry at `home` may not lead along `route`.
+def check_redirect(target: Origin, route: Route, start: Origin, home: Route, *, allow_private: bool) -> None:
+    """Raise UpstreamError where a redirect from a registry at `start`, along `home`, may not lead along `route`.
 
     One whose own address is inside may redirect to others inside; to a link-local one, where clouds have their metadata
     services, none may.
@@ -21,7 +21,7 @@ def check_redirect(target: Origin, route: Route, home: Route, *, allow_private: 
     if allow_private:
         return
     inside = [address for address in _addresses(target.host, route) if not is_public(address)]
-    from_inside = any(not is_public(address) for address in _addresses("", home))
+    from_inside = any(not is_public(address) for address in _addresses(start.host, home))
     barred = [address for address in inside if not from_inside or _is_link_local(address)]
     if barred:
         raise UpstreamError(

@@ -11,6 +11,7 @@ from mitm_cache.registries import Known
 
 if TYPE_CHECKING:
     from mitm_cache.ca import CertificateAuthority
+    from mitm_cache.ca.custody import Custody
     from mitm_cache.config import Config
 
 TLS_PORT = 443
@@ -32,7 +33,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All of it is settled when the service starts. `places` is by listener, without those that are off."""
+    """Settled when the service starts, but for the CA. `places` is by listener, without those that are off.
+
+    `certificate` holds two during a rotation, the one of `fingerprint` first.
+    """
 
     certificate: bytes
     certificate_der: bytes
@@ -44,7 +48,11 @@ class Facts:
 
     @classmethod
     def of(
-        cls, config: "Config", authority: "CertificateAuthority", bound: Iterable[tuple[str, str, int]], address: str
+        cls,
+        config: "Config",
+        authority: "CertificateAuthority | Custody",
+        bound: Iterable[tuple[str, str, int]],
+        address: str,
     ) -> Self:
         """`bound`: listener, address and port of each socket; `address`: this host's, for those bound everywhere."""
         return cls(

@@ -73,6 +73,24 @@ class Welcome:
         return _Page(content, "application/json", status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
+class Current:
+    """The pages as they are now: made again when what they tell has changed, as the CA does in a rotation."""
+
+    def __init__(self, facts: Callable[[], Facts], *, ready: Callable[[], bool], version: Callable[[], object]) -> None:
+        """`version`: equal for as long as the facts are."""
+        self._facts = facts
+        self._ready = ready
+        self._version = version
+        self._made = version()
+        self._welcome = Welcome(facts(), ready=ready)
+
+    def answer(self, method: str, path: str, accept: str = "") -> Response:
+        """As `Welcome.answer`."""
+        if (version := self._version()) != self._made:
+            self._welcome, self._made = Welcome(self._facts(), ready=self._ready), version
+        return self._welcome.answer(method, path, accept)
+
+
 def accepts_html(accept: str) -> bool:
     """Whether a client asks for HTML by its name: a browser, and not a program that takes anything."""
     for item in accept.lower().split(","):

@@ -155,11 +155,16 @@ update_store() {
     fi
 }
 
+# While the cache changes its CA there are two; the store's directory of hashes wants a file for each.
+first_certificate() {
+    echo "$certificate" | sed '/^-----END CERTIFICATE-----$/q'
+}
+
 measure() {
     if command -v base64 >/dev/null 2>&1 && command -v sha256sum >/dev/null 2>&1; then
-        echo "$certificate" | sed '/^-----/d' | base64 -d | sha256sum | cut -c 1-64
+        first_certificate | sed '/^-----/d' | base64 -d | sha256sum | cut -c 1-64
     elif command -v openssl >/dev/null 2>&1; then
-        echo "$certificate" | openssl x509 -noout -fingerprint -sha256 | sed 's/.*=//'
+        first_certificate | openssl x509 -noout -fingerprint -sha256 | sed 's/.*=//'
     else
         fail "needs base64 and sha256sum, or openssl, to look at the CA's fingerprint"
     fi
@@ -180,10 +185,20 @@ check_fingerprint() {
 
 trust() {
     find_store
-    echo "$certificate" >"$work/ca.crt"
+    first_certificate >"$work/ca.crt"
     own "$anchors/mitm-cache.crt" "$work/ca.crt"
     [ -z "$foreign" ] ||
         fail "$root$anchors/mitm-cache.crt is another CA; take it out first (install-ca.sh --undo)"
+    second=$anchors/mitm-cache-next.crt
+    copy=$root$state/files/$(echo "$second" | tr / %)
+    echo "$certificate" | sed '1,/^-----END CERTIFICATE-----$/d' >"$work/next.crt"
+    if [ -s "$work/next.crt" ]; then
+        own "$second" "$work/next.crt"
+        [ -z "$foreign" ] || fail "$root$second is another CA; take it out first (install-ca.sh --undo)"
+    elif [ -f "$copy" ] && is_ours "$second" "$copy"; then
+        rm -f "$root$second" "$copy"
+        echo "Removed $root$second"
+    fi
     update_store
 }
 

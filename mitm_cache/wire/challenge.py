@@ -35,6 +35,11 @@ def parse_bearer(header: str | None) -> Bearer | None:
     return Bearer(realm, parameters.get("service", ""), parameters.get("scope", "")) if realm else None
 
 
+def offers_basic(headers: Iterable[str]) -> bool:
+    """Whether one of these header values asks for a user and a password (RFC 7617)."""
+    return any(header.split(None, 1)[:1] and header.split(None, 1)[0].lower() == "basic" for header in headers)
+
+
 def in_clear(header: str, hosts: Iterable[str]) -> str:
     """The challenge for a client that came without TLS: a realm on the registry's own host, by http.
 

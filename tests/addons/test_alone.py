@@ -25,7 +25,7 @@ ways = pytest.mark.parametrize("direct", [False, True], ids=["connect", "hosts"]
     ("addon", "classes"),
     [
         ("intercept_registries", ["registries.Known"]),
-        ("mint_certs", ["ca.CertificateAuthority", "proxy.intercept.Intercept"]),
+        ("mint_certs", ["ca.authority.CertificateAuthority", "proxy.intercept.Intercept"]),
         ("follow_redirects", ["upstream.client.Client", "upstream.route.Router", "proxy.deliver.Pump"]),
         ("pull_through", ["pull_through.PullThrough", "proxy.serve.Serve", "proxy.door.Door", "proxy.deliver.Pump"]),
         ("access_log", ["journal.Journal", "journal.AccessLine"]),

@@ -14,7 +14,7 @@ import pytest
 
 from mitm_cache.admin.facts import Facts
 from mitm_cache.admin.health import Health
-from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.layout import open_layout
 
@@ -32,7 +32,7 @@ def facts(tmp_path: Path) -> Facts:
         layout=layout,
         blobs=Blobs(layout.blobs),
         addresses=(),
-        ca=CertificateAuthority.ensure(tmp_path / "ca", permitted=["quay.io"], now=now()).describe(),
+        ca=Custody.open(tmp_path / "ca", permitted=["quay.io"], clock=now).describe,
         limit=lambda: 1000,
         in_flight=lambda: 0,
         accepting=lambda: True,
@@ -111,9 +111,10 @@ async def test_a_disk_that_hangs(facts: Facts, threads: ThreadPoolExecutor) -> N
 )
 async def test_ca(facts: Facts, threads: ThreadPoolExecutor, offset: timedelta, ready: bool) -> None:
     """A CA outside its time makes no leaf that a node would take."""
+    ca = facts.ca()["signing"]
     said = (await Health(replace(facts, clock=lambda: now() + offset), threads).check())["ca"]
     assert (said == "ok") == ready
-    assert ready or said.startswith(f"the CA is valid from {facts.ca.not_before} to {facts.ca.not_after}, and it is ")
+    assert ready or said.startswith(f"the CA is valid from {ca.not_before} to {ca.not_after}, and it is ")
 
 
 async def test_listeners(facts: Facts, threads: ThreadPoolExecutor) -> None:

@@ -131,7 +131,8 @@ def test_facts(cache: Threaded) -> None:
     """What does not come from requests: build, CA, limit, blobs and the process; and no noise."""
     samples = scrape(cache)
     [build] = named(samples, "mitm_cache_build_info")
-    assert cache.app.authority.describe().not_after.timestamp() == samples["mitm_cache_ca_expiry_timestamp_seconds",]
+    ends = cache.app.authority.describe().not_after.timestamp()
+    assert samples["mitm_cache_ca_expiry_timestamp_seconds", "signing"] == ends
     disk = shutil.disk_usage(cache.data)
     assert samples["mitm_cache_blobs_limit_bytes",] == pytest.approx(disk.total * 0.8, rel=0.01)
     assert samples["process_resident_memory_bytes",] > 1 << 20

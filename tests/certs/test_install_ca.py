@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca import CertificateAuthority, rotation
 from tests.needs import needs_root, needs_tool
 
 SCRIPT = Path(__file__).parents[2] / "certs/install-ca.sh"
@@ -117,6 +117,24 @@ class TestThisMachine:
         assert self.trusts(work, new) == (True, True)
         assert self.trusts(work, authority) == (False, False)
 
+    def test_two(self, authority: CertificateAuthority, work: Path) -> None:
+        """While the CA is changed both are trusted, then the new one only; the undo takes both."""
+        pair = rotation.begin(authority.directory, permitted=["quay.io"], now=NOW)
+        assert pair.following
+        both = authority.directory / "both.crt"
+        both.write_bytes(pair.export(NOW))
+        said = self.install(work, both)
+        assert authority.fingerprint in said
+        assert pair.following.fingerprint in said
+        assert self.trusts(work, authority) == self.trusts(work, pair.following) == (True, True)
+        self.install(work, "--undo")
+        assert self.trusts(work, authority) == self.trusts(work, pair.following) == (False, False)
+        self.install(work, both)
+        new = rotation.finish(authority.directory, permitted=["quay.io"], now=NOW)
+        self.install(work, new.certificate_path)
+        assert self.trusts(work, new) == (True, True)
+        assert self.trusts(work, authority) == (False, False)
+
 
 FAMILIES = {
     "Debian": ("usr/sbin/update-ca-certificates", "usr/local/share/ca-certificates"),
@@ -181,18 +199,18 @@ class TestArguments:
             ("hello\n", "not one certificate"),
             ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "is not a certificate"),
             ("key", "private key"),
-            ("two", "not one certificate"),
+            ("three", "not one certificate"),
         ],
-        ids=["missing", "text", "broken", "key", "two certificates"],
+        ids=["missing", "text", "broken", "key", "three certificates"],
     )
     def test_no_certificate(
         self, authority: CertificateAuthority, tmp_path: Path, content: str | None, message: str
     ) -> None:
-        """What is not one certificate is never put into the store."""
+        """What is not one certificate or two is never put into the store."""
         (tmp_path / "root/usr/sbin").mkdir(parents=True)
         (tmp_path / "root/usr/sbin/update-ca-certificates").touch(mode=0o755)
         pem = authority.export().decode()
-        contents = {"key": authority.key_path.read_text() + pem, "two": pem + pem}
+        contents = {"key": authority.key_path.read_text() + pem, "three": pem * 3}
         file = tmp_path / "file.crt"
         if content is not None:
             file.write_text(contents.get(content, content))

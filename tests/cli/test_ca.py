@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 
 from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca.rotation import Pair
 from mitm_cache.cli.ca import ca
 from mitm_cache.config import Config, load
 from mitm_cache.errors import ConfigError
@@ -109,3 +111,48 @@ def test_checkout_ignores_the_ca(tmp_path: Path) -> None:
     listing = ["git", "-C", str(tmp_path), "ls-files", "--others", "--exclude-standard", "certs"]
     found = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
     assert found == [f"certs/{name}" for name in kept]
+
+
+def test_rotate(settings: Config) -> None:
+    """The new CA is told of with what to do on the nodes; show and export hold both until the finish."""
+    invoke(settings, "init")
+    old = CertificateAuthority.load(settings.ca_dir)
+    said = invoke(settings, "rotate").output
+    pair = Pair.load(settings.ca_dir)
+    assert pair.following
+    assert pair.following.fingerprint in said
+    assert "install-ca.sh" in said
+    assert "--abort" in said
+    shown = invoke(settings, "show").output
+    assert old.fingerprint in shown
+    assert f"fingerprint  {pair.following.fingerprint}" in shown
+    assert "role         next, signs from 'mitm-cache ca rotate --finish' on" in shown
+    assert invoke(settings, "export").stdout_bytes == old.export() + pair.following.export()
+    assert invoke(settings, "export", "--der").stdout_bytes == old.export("der")
+    assert "within seconds" in invoke(settings, "rotate", "--finish").output
+    assert invoke(settings, "export").stdout_bytes == pair.following.export()
+
+
+def test_rotate_at_a_date(settings: Config) -> None:
+    """A date is taken as UTC, and shown."""
+    invoke(settings, "init")
+    day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
+    assert f"It signs from {day}T00:00:00Z on" in invoke(settings, "rotate", "--at", day).output
+    assert f"role         next, signs from {day}T00:00:00Z on" in invoke(settings, "show").output
+
+
+def test_rotate_undone(settings: Config) -> None:
+    """After --abort all is as before."""
+    invoke(settings, "init")
+    before = invoke(settings, "export").stdout_bytes
+    invoke(settings, "rotate")
+    assert "as before" in invoke(settings, "rotate", "--abort").output
+    assert invoke(settings, "export").stdout_bytes == before
+
+
+def test_rotate_one_thing(settings: Config) -> None:
+    """Two options at once are a mistake, and nothing happens."""
+    invoke(settings, "init")
+    result = invoke(settings, "rotate", "--finish", "--abort")
+    assert result.exit_code == 2
+    assert "exclude each other" in result.output

@@ -25,7 +25,8 @@ def route(*addresses: str) -> Route:
 
 def leads(target: tuple[str, ...], home: tuple[str, ...], *, host: str = "cdn.example", allowed: bool = False) -> bool:
     try:
-        check_redirect(Origin("https", host, 443), route(*target), route(*home), allow_private=allowed)
+        start = Origin("https", "registry.example", 443)
+        check_redirect(Origin("https", host, 443), route(*target), start, route(*home), allow_private=allowed)
     except UpstreamError:
         return False
     return True

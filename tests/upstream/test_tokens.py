@@ -1,4 +1,4 @@
-"""Anonymous tokens: from whom, for how long."""
+"""Tokens: from whom, for whom, for how long."""
 
 import json
 from urllib.parse import parse_qs, urlsplit
@@ -8,7 +8,7 @@ import pytest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.registries import DOCKER_HUB, Registry
 from mitm_cache.upstream.curl import Answer
-from mitm_cache.upstream.tokens import DEFAULT_SECONDS, MARGIN, AnonymousTokens, belongs
+from mitm_cache.upstream.tokens import DEFAULT_SECONDS, MARGIN, Question, Tokens, belongs
 from mitm_cache.wire.challenge import Bearer
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.redirect import Origin
@@ -72,8 +72,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def tokens(clock: Clock) -> AnonymousTokens:
-    return AnonymousTokens(clock)
+def tokens(clock: Clock) -> Tokens:
+    return Tokens(clock)
 
 
 class Realm:
@@ -83,13 +83,15 @@ class Realm:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.answer = Answer(status, Headers(), Origin.of("https://auth.docker.io"), content)
         self.asked: list[str] = []
+        self.questions: list[Question] = []
 
-    def __call__(self, url: str) -> Answer:
-        self.asked.append(url)
+    def __call__(self, question: Question) -> Answer:
+        self.asked.append(question.url)
+        self.questions.append(question)
         return self.answer
 
 
-def test_the_question(tokens: AnonymousTokens) -> None:
+def test_the_question(tokens: Tokens) -> None:
     """The realm is asked as the challenge says."""
     realm = Realm({"token": "t"})
     tokens.acquire(DOCKER_HUB, APP, CHALLENGE, realm)
@@ -98,14 +100,14 @@ def test_the_question(tokens: AnonymousTokens) -> None:
     assert parse_qs(urlsplit(url).query) == {"service": [CHALLENGE.service], "scope": [CHALLENGE.scope]}
 
 
-def test_the_question_without_scope(tokens: AnonymousTokens) -> None:
+def test_the_question_without_scope(tokens: Tokens) -> None:
     """Where the challenge names no scope, pull of the repository is; a realm's own query stays, its fragment goes."""
     realm = Realm({"token": "t"})
     tokens.acquire(DOCKER_HUB, APP, Bearer("https://auth.docker.io/token?a=b#c", "", ""), realm)
     assert realm.asked == ["https://auth.docker.io/token?a=b&scope=repository%3Ateam%2Fapp%3Apull"]
 
 
-def test_kept_for_its_repository(tokens: AnonymousTokens) -> None:
+def test_kept_for_its_repository(tokens: Tokens) -> None:
     """A token is found again for its registry and repository, and nowhere else."""
     assert tokens.find(DOCKER_HUB, APP) is None
     assert tokens.acquire(DOCKER_HUB, APP, CHALLENGE, Realm({"token": "t"})) == "t"
@@ -114,7 +116,7 @@ def test_kept_for_its_repository(tokens: AnonymousTokens) -> None:
     assert tokens.find(QUAY, APP) is None
 
 
-def test_dropped(tokens: AnonymousTokens) -> None:
+def test_dropped(tokens: Tokens) -> None:
     """A token that was refused is not used again; dropping nothing is no error."""
     tokens.acquire(DOCKER_HUB, APP, CHALLENGE, Realm({"token": "t"}))
     tokens.drop(DOCKER_HUB, OTHER)
@@ -134,7 +136,7 @@ def test_dropped(tokens: AnonymousTokens) -> None:
         ({"expires_in": 120.5}, 120.5),
     ],
 )
-def test_expiry(tokens: AnonymousTokens, clock: Clock, fields: dict[str, object], seconds: float) -> None:
+def test_expiry(tokens: Tokens, clock: Clock, fields: dict[str, object], seconds: float) -> None:
     """A token is used until shortly before its end, and a minute where it does not say."""
     tokens.acquire(DOCKER_HUB, APP, CHALLENGE, Realm({"token": "t", **fields}))
     clock.now = seconds - MARGIN - 0.1
@@ -163,18 +165,18 @@ def test_expiry(tokens: AnonymousTokens, clock: Clock, fields: dict[str, object]
         pytest.param(b"[" * 200_000, 200, id="nested without end"),
     ],
 )
-def test_no_token(tokens: AnonymousTokens, body: bytes | dict[str, object], status: int) -> None:
+def test_no_token(tokens: Tokens, body: bytes | dict[str, object], status: int) -> None:
     """What is no token is none, and is not kept."""
     assert tokens.acquire(DOCKER_HUB, APP, CHALLENGE, Realm(body, status)) is None
     assert tokens.find(DOCKER_HUB, APP) is None
 
 
-def test_access_token(tokens: AnonymousTokens) -> None:
+def test_access_token(tokens: Tokens) -> None:
     """The OAuth 2 name of the field is understood too."""
     assert tokens.acquire(DOCKER_HUB, APP, CHALLENGE, Realm({"access_token": "t"})) == "t"
 
 
-def test_bounded(tokens: AnonymousTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounded(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory keeps a bounded number, the latest."""
     monkeypatch.setattr("mitm_cache.upstream.tokens.MAX_TOKENS", 3)
     repositories = [Repository(f"r{number}") for number in range(5)]
