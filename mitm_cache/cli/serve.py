@@ -74,6 +74,6 @@ _PURPOSES = {
     "tls": "nodes whose /etc/hosts leads here",
     "clear": "the same, for registries that a node marks as insecure",
     "connect": "nodes with HTTPS_PROXY",
-    "mirror": "Docker Hub's mirror",
+    "mirror": "mirror settings, for every registry",
     "admin": "probes, metrics, and mitm-cache status",
 }
