@@ -135,6 +135,11 @@ class Door:
         self._ways = ways
         self.pending: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
 
+    def uploads(self, client: str) -> int:
+        """How many requests of a client are on their way upstream, with a body that may still be coming."""
+        pending = self.pending.values()
+        return sum(each.passage is not None and each.client == client and not each.recorded for each in pending)
+
     def in_flight(self) -> int:
         """How many requests have been admitted and have not had their last byte."""
         return sum(not exchange.recorded for exchange in self.pending.values())

@@ -31,9 +31,11 @@ from mitm_cache.proxy.upgrade import CrossHook, Crossing, CrossRoomHook
 from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.upstream.upgrade import Upgraded, is_upgrade
-from mitm_cache.wire.message import FileBody, Response, StreamBody
+from mitm_cache.wire.message import FileBody, Request, Response, StreamBody
 
 HTTP_1_1 = "HTTP/1.1"
+MAX_UPLOADS = 64
+"""Relayed requests of one address, of which some have bodies that may never end: half of what there are threads for."""
 
 
 @dataclass
@@ -150,11 +152,18 @@ class DeliveryStream(HttpStream):
             return
         self._door.pending[self.flow] = exchange
         if exchange.relayed and exchange.request is not None:
-            if event.end_stream and is_upgrade(exchange.request.headers):
-                self.client_state = self.state_upgrade
-            else:
-                exchange.passage = self._relay.begin(exchange.request)
-                self.client_state = self.state_relay_request_body
+            yield from self._begin_relay(exchange, exchange.request)
+
+    def _begin_relay(self, exchange: Exchange, request: Request) -> layer.CommandGenerator[None]:
+        if request.size != 0 and self._door.uploads(exchange.client) >= MAX_UPLOADS:
+            words = f"one client has at most {MAX_UPLOADS} uploads at once"
+            exchange.response = explain(ClientError(words, status=429, code="TOOMANYREQUESTS"), request)
+            yield from self._refuse(exchange, exchange.response)
+        elif request.size == 0 and is_upgrade(request.headers):
+            self.client_state = self.state_upgrade
+        else:
+            exchange.passage = self._relay.begin(request)
+            self.client_state = self.state_relay_request_body
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         exchange = self._door.pending.get(self.flow)

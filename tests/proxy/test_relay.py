@@ -13,6 +13,7 @@ import pytest
 
 from mitm_cache.demo.image import generate
 from mitm_cache.proxy import serve
+from mitm_cache.proxy.stream import MAX_UPLOADS
 from mitm_cache.upstream.leg import UPLOADS
 from mitm_cache.wire.redirect import localize
 from tests.fakes import faults
@@ -330,16 +331,24 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_a_login_waits_for_no_upload(tmp_path: Path) -> None:
-    """Uploads that go no further hold all the threads that uploads have, and a token is still had at once."""
+    """Uploads that go no further hold all the threads that uploads have, and a token is still had at once.
+
+    One address has half of them at most.
+    """
     with (
         LyingUpstream(tmp_path) as upstream,
         Origin(upstream.trust, NAME) as origin,
         in_thread(tmp_path / "data", upstream, more=origin.configuration()) as cache,
         ExitStack() as stack,
     ):
-        for _ in range(UPLOADS + 2):
-            wire = stack.enter_context(dial(cache, "clear", name=NAME))
+        for number in range(UPLOADS + 2):
+            source = f"127.0.0.{2 + number // MAX_UPLOADS}"
+            wire = stack.enter_context(dial(cache, "clear", name=NAME, source=source))
             wire.send(request(UPLOAD, "Content-Length: 10", method="PUT", host=NAME), b"x")
+        with dial(cache, "clear", name=NAME, source="127.0.0.2") as wire:
+            wire.send(request(UPLOAD, "Content-Length: 10", method="PUT", host=NAME), b"x")
+            answer = wire.answer()
+            assert (answer.status, json.loads(answer.body)["errors"][0]["code"]) == (429, "TOOMANYREQUESTS")
         with cache.client() as client:
             assert client.get("/token?service=demo").status == 200
 
