@@ -32,7 +32,8 @@ class Request:
     """What a client asks of one registry. `target` is the path and query as sent.
 
     `size`: bytes of its body, None where the client does not say it before its end; `mirror`: it is asked of the cache
-    in the registry's stead, which was `chosen` by the client or left to us, with `given` before repositories' names.
+    in the registry's stead, which was `chosen` by the client or left to us, with `given` before repositories' names;
+    `user`: who of the users file it is, "" for a stranger.
     """
 
     listener: str
@@ -47,6 +48,7 @@ class Request:
     mirror: bool = False
     given: str = ""
     chosen: bool = True
+    user: str = ""
 
 
 class File(Protocol):
