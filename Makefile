@@ -8,13 +8,15 @@ CODE   := mitm_cache tests bench $(wildcard addons/*.py)
 # More arguments: make run ARGS="--help", make test ARGS="-k digest -x"
 ARGS   ?=
 
-.PHONY: help run demo test e2e bench lint types format lock package image clean
+.PHONY: help run demo test e2e faults soak bench lint types format lock package image clean
 
 help:
 	@echo 'make run      set up and run the cache in the foreground (ARGS=... for more options)'
 	@echo 'make demo     show a pull through the cache, twice, without a network'
 	@echo 'make test     set up and run the tests'
 	@echo 'make e2e      the full matrix of real clients and registries (root, Linux)'
+	@echo 'make faults   many pulls while everything breaks, beside other caches (MITM_CACHE_FAULTS_SEED=...)'
+	@echo 'make soak     half an hour of everything at once (MINUTES=...)'
 	@echo 'make bench    side-by-side figures'
 	@echo 'make image    the container image (ENGINE=podman, ARGS=...)'
 	@echo 'make lint types format lock package clean'
@@ -27,10 +29,17 @@ demo: $(VENV)/run.stamp
 	$(BIN)/mitm-cache demo $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not faults and not soak' $(ARGS)
 
 e2e: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m 'e2e or slow' $(ARGS)
+
+faults: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+MINUTES ?= 30
+soak: $(VENV)/dev.stamp
+	MITM_CACHE_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/faults $(ARGS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench $(ARGS)

@@ -4,12 +4,13 @@ from http import HTTPStatus
 
 from mitm_cache.cache.blobs import Blob
 from mitm_cache.cache.entry import Head, Link
-from mitm_cache.errors import IntegrityError, MitmCacheError, StoreError, UpstreamError
+from mitm_cache.errors import IntegrityError, LoginError, MitmCacheError, OfflineError, StoreError, UpstreamError
 from mitm_cache.oci import problem
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.operation import Manifest
 from mitm_cache.rights import Verdict, judge
 from mitm_cache.upstream.curl import Answer
+from mitm_cache.wire.basic import CHALLENGE
 from mitm_cache.wire.headers import HOP_BY_HOP, Headers
 from mitm_cache.wire.message import FileBody, Request, Response, Source
 from mitm_cache.wire.ranges import Span, Unsatisfiable, resolve
@@ -29,7 +30,9 @@ def explain(error: MitmCacheError, request: Request | None) -> Response:
     headers = [API_VERSION]
     if isinstance(error, UpstreamError) and error.retry_after:
         headers.append(("Retry-After", error.retry_after))
-    mine = isinstance(error, UpstreamError | IntegrityError | StoreError)
+    if isinstance(error, LoginError):
+        headers.append(("WWW-Authenticate", CHALLENGE))
+    mine = isinstance(error, UpstreamError | IntegrityError | StoreError) and not isinstance(error, OfflineError)
     return _problem(error, headers, request, outcome="ERROR" if mine else "REFUSED")
 
 
@@ -102,7 +105,8 @@ def content_head(link: Link, *, outcome: str, reason: str) -> Response:
 def content(request: Request, digest: Digest, source: Source, head: Head, *, outcome: str, reason: str) -> Response:
     """The content, or the range of it that was asked for, as a body that is read while it is sent."""
     try:
-        span = resolve(request.headers.get("range"), head.size)
+        same = request.headers.get("if-range") in (None, f'"{digest}"')  # RFC 9110, 13.1.5
+        span = resolve(request.headers.get("range") if same else None, head.size)
     except Unsatisfiable:
         source.close()
         headers = Headers([API_VERSION, ("Content-Range", f"bytes */{head.size}"), ("Content-Length", "0")])
@@ -127,6 +131,13 @@ def _small_body(source: Source, span: Span) -> bytes | None:
     if data:
         source.close()
     return data
+
+
+def stale(response: Response, age: float | None) -> Response:
+    """An answer that upstream could not be asked about, marked as such (RFC 9111, 5.1; RFC 7234, 5.5.1)."""
+    aged = [("Age", f"{age:.0f}")] if age is not None else []
+    response.headers += Headers([*aged, ("Warning", '110 mitm-cache "Response is Stale"')])
+    return response
 
 
 def outcome_of(answer: Answer) -> str:

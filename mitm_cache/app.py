@@ -1,9 +1,6 @@
 """The composition root: everything is built and joined here, from one `Config`, and ends here."""
 
 import asyncio
-import logging
-import signal
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -14,12 +11,14 @@ from typing import TextIO
 from mitm_cache.admin.facts import Facts
 from mitm_cache.admin.metrics import Numbers
 from mitm_cache.admin.pages import Pages
+from mitm_cache.admin.report import Report
 from mitm_cache.admin.server import Server
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.config import Config
 from mitm_cache.core import Core
+from mitm_cache.filling.schedule import Schedule
 from mitm_cache.journal import AccessLine, Journal
 from mitm_cache.listening import Bound, bind_all
 from mitm_cache.proxy.deliver import Pump
@@ -28,12 +27,14 @@ from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.layer import DeliveryLayer
-from mitm_cache.proxy.mode import Clients, Listeners
+from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
+from mitm_cache.users import Users
 from mitm_cache.welcome.facts import Facts as PublicFacts
 from mitm_cache.welcome.facts import own_address
 from mitm_cache.welcome.pages import Current
+from mitm_cache.wire.clients import Clients
 
 FLUSH_SECONDS = 0.02
 
@@ -41,12 +42,17 @@ FLUSH_SECONDS = 0.02
 class App:
     """One process of the service: made ready by the constructor, at work in `run`."""
 
-    def __init__(self, config: Config, *, output: TextIO | None = None) -> None:
-        """Open the data directory and the CA, and bind the listeners. Raises MitmCacheError."""
+    def __init__(self, config: Config, *, output: TextIO | None = None, bound: Bound | None = None) -> None:
+        """Open the data directory and the CA, and bind the listeners. Raises MitmCacheError.
+
+        `bound`: what to listen on, for one of several processes; what is done once for all of them has been done.
+        """
         self.config = config
         self.layout: Layout = open_layout(config.data_dir)
         self.custody = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
-        self.bound: Bound = bind_all(config)
+        self.users = Users.open(config.users_file) if config.users_file is not None else None
+        self._alone = bound is None
+        self.bound: Bound = bind_all(config) if bound is None else bound
         self.journal = Journal()
         self._access = AccessLine(config.log_format, output)
         self.journal.add(self._access)
@@ -55,6 +61,9 @@ class App:
         self._made = _now()
         self._stopping = threading.Event()
         self._engine: Engine | None = None
+        self._listeners: Listeners | None = None
+        self._serve: Serve | None = None
+        self._in_flight: Callable[[], int] = lambda: 0
 
     @property
     def authority(self) -> CertificateAuthority:
@@ -73,10 +82,15 @@ class App:
                 start=tasks.start,
                 journal=self.journal,
                 stopping=self._stopping,
+                first=self._alone,
             )
+            self.numbers.quotas = core.leg.client.quotas.all
             stack.callback(core.close)
+            if self.users is not None:
+                stack.callback(self.users.close)
             clients = Clients(self.config.allow)
             listeners = Listeners(sockets=self.bound.for_clients, clients=clients, journal=self.journal)
+            self._listeners = listeners
             welcome = Current(
                 lambda: PublicFacts.of(self.config, self.custody, self.bound.addresses(), own_address()),
                 ready=lambda: listeners.accepting() and not self._stopping.is_set(),
@@ -89,6 +103,7 @@ class App:
                 ways=listeners.ways,
                 own=self.config.names,
                 pages=welcome.answer,
+                users=self.users,
             )
             self._engine = engine = Engine()
             intercept = Intercept(
@@ -99,6 +114,7 @@ class App:
                 clock=_now,
             )
             serve = Serve(pull_through=core.pull_through, relay=core.relay, door=door, proxyserver=engine.proxyserver)
+            self._serve, self._in_flight = serve, door.in_flight
             engine.add(listeners, intercept, serve, Pump(engine.proxyserver, core.reads), Crossings(engine.proxyserver))
             front = Front(
                 known=self.config.known,
@@ -106,6 +122,7 @@ class App:
                 dial=core.leg.dial,
                 journal=self.journal,
                 own=self.config.names,
+                users=self.users,
             )
             listeners.join(
                 master=engine.master,
@@ -122,6 +139,7 @@ class App:
             tasks.start(_call_when(listeners.started, ready))
             tasks.start(self._flush_regularly())
             tasks.start(self.custody.attend())
+            tasks.start(Schedule(self.config, self.layout).run())
             if self._stopping.is_set():
                 return
             await engine.run()
@@ -131,6 +149,29 @@ class App:
         self._stopping.set()
         if self._engine is not None:
             self._engine.stop()
+
+    async def drain(self, seconds: float, *, linger: bool = False) -> None:
+        """Accept no more, let what is under way end, for so many seconds at most, and stop. With `linger` connections
+        on which nothing is under way stay too, until their clients leave or have had one more answer."""
+        if self._serve is not None and self._listeners is not None:
+            self._serve.leaving = True
+            self._listeners.leave()
+            try:
+                async with asyncio.timeout(seconds):
+                    while self._in_flight() or (linger and self._listeners.connections):  # noqa: ASYNC110 - nobody tells
+                        await asyncio.sleep(FLUSH_SECONDS)
+                    await asyncio.sleep(FLUSH_SECONDS)  # what was written last leaves
+            except TimeoutError:
+                pass
+        self.stop()
+
+    def report(self) -> Report:
+        """How this process is, for who keeps account of several."""
+        return Report(
+            accepting=self._listeners is not None and self._listeners.accepting() and not self._stopping.is_set(),
+            in_flight=self._in_flight(),
+            numbers=self.numbers.counts(),
+        )
 
     def close(self) -> None:
         """Let go of the listeners of an app that never ran."""
@@ -188,18 +229,6 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def serve_forever(app: App, ready: Callable[[], None]) -> None:
-    """Run until SIGTERM or SIGINT."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, app.stop)
-        await app.run(ready)
-
-    asyncio.run(main())
-
-
 @contextmanager
 def run_in_thread(app: App) -> Iterator[App]:
     """The app at work in a thread, accepting connections, for as long as the context lasts."""
@@ -226,18 +255,3 @@ def run_in_thread(app: App) -> Iterator[App]:
         thread.join()
     if failure:
         raise failure[0]
-
-
-def configure_logging() -> None:
-    """Warnings to standard error, one line each; mitmproxy's remarks that are recorded as events are left out."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith(_KNOWN_REMARKS))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-
-
-_KNOWN_REMARKS = (
-    "Warning: Running proxyserver without nextlayer addon!",
-    "No TLS context was provided, failing connection.",
-    "Client TLS handshake failed.",
-)

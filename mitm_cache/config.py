@@ -12,7 +12,8 @@ from typing import Any
 
 from mitm_cache import parsing
 from mitm_cache.errors import ConfigError
-from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights
+from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights, SyncRule
+from mitm_cache.policy import Rule, read_rules
 from mitm_cache.registries import TABLE, Known, Registry
 from mitm_cache.wire.proxies import Bypass, Proxy
 
@@ -44,6 +45,7 @@ class Upstream:
     insecure: bool = False
     rights: Rights = Rights.CLIENT
     credentials: tuple[CredentialRule, ...] = ()
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class Config:
     allow: tuple[Network, ...]
     connect_ports: tuple[int, ...]
     max_size: Limit
+    min_free: Limit
     ca_file: Path | None
     resolvers: tuple[str, ...]
     allow_http: bool
@@ -67,6 +70,20 @@ class Config:
     proxy: Proxy | None = None
     no_proxy: Bypass = field(default_factory=Bypass)
     log_format: str = "auto"
+    workers: int = 1
+    """Processes that serve; 0 is one for each processor."""
+    drain: float = 30.0
+    """Seconds that what is under way has when a process is to end."""
+    policy: tuple[Rule, ...] = ()
+    tag_ttl: float = 60.0
+    offline: bool = False
+    users_file: Path | None = None
+    sync: tuple[SyncRule, ...] = ()
+
+    def is_offline(self, registry: str) -> bool:
+        """Whether a registry is not to be asked for anything."""
+        upstream = self.upstreams.get(registry)
+        return self.offline or (upstream is not None and upstream.offline)
 
     def permitted_names(self) -> tuple[str, ...]:
         """What the CA may certify: every registry, the cache's own names, and what `ca.permit` adds."""
@@ -162,6 +179,9 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         allow=section["clients"].take("allow", parsing.networks, parsing.networks("", ["loopback", "private"])),
         connect_ports=section["clients"].take("connect_ports", parsing.ports, (443,)),
         max_size=section["cache"].take("max_size", parsing.limit, Limit(share=0.8)),
+        tag_ttl=section["cache"].take("tag_ttl", parsing.duration, 60.0),
+        offline=section["cache"].take("offline", parsing.boolean, False),
+        min_free=section["cache"].take("min_free", parsing.limit, Limit(share=0.05)),
         ca_file=section["upstream"].take("ca_file", parsing.file, None),
         resolvers=section["upstream"].take("resolvers", parsing.servers, ()),
         allow_http=section["upstream"].take("allow_http", parsing.boolean, False),
@@ -171,10 +191,15 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         proxy=_default_proxy(section["upstream"], environ),
         no_proxy=_default_bypass(section["upstream"], environ),
         log_format=section["log"].take("format", parsing.log_format, "auto"),
+        workers=section["serve"].take("workers", parsing.workers, 1),
+        drain=section["serve"].take("drain", parsing.duration, 30.0),
+        users_file=section["clients"].take("users_file", parsing.file, None),
+        sync=top.take("sync", parsing.syncs, ()),
+        policy=top.take("policy", lambda key, value: read_rules(key, value, known), ()),
     )
     if taken := next((name for name in config.names if known.find(name)), None):
         raise ConfigError(f"names: {taken!r} is a registry; the cache's own names are others")
-    top.finish(", ".join((*_TOP_KEYS, *_SECTIONS, "registries")))
+    top.finish(", ".join((*_TOP_KEYS, *_SECTIONS, "registries", "policy", "sync")))
     for name, reader in section.items():
         reader.finish(", ".join(key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}.")))
     return config
@@ -204,7 +229,11 @@ _KEYS = (
     *(f"listen.{name}" for name in LISTENERS),
     "clients.allow",
     "clients.connect_ports",
+    "clients.users_file",
     "cache.max_size",
+    "cache.min_free",
+    "cache.tag_ttl",
+    "cache.offline",
     "upstream.ca_file",
     "upstream.resolvers",
     "upstream.allow_http",
@@ -212,6 +241,8 @@ _KEYS = (
     "upstream.no_proxy",
     "upstream.allow_private",
     "log.format",
+    "serve.workers",
+    "serve.drain",
     "ca.dir",
     "ca.permit",
 )
@@ -228,6 +259,7 @@ _REGISTRY_KEYS = (
     "insecure",
     "rights",
     "credentials",
+    "offline",
 )
 
 
@@ -257,6 +289,7 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
             insecure=reader.take("insecure", parsing.boolean, False),
             rights=reader.take("rights", parsing.rights, Rights.CLIENT),
             credentials=reader.take("credentials", parsing.credentials, ()),
+            offline=reader.take("offline", parsing.boolean, False),
         )
         if upstreams[base.name].rights is Rights.SHARED and not upstreams[base.name].credentials:
             raise ConfigError(f'{key}.rights: "shared" shares the credential of {key}.credentials, and there is none')

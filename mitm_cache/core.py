@@ -7,23 +7,27 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 
-from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.evict import Sweeper, Swept
 from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout
-from mitm_cache.cache.links import Links
+from mitm_cache.cache.proof import Proofs
+from mitm_cache.cache.quarantine import Quarantine
+from mitm_cache.cache.room import Room
 from mitm_cache.cache.spool import Spool
 from mitm_cache.config import Config
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.parsing import Rights
+from mitm_cache.policy import Policy
 from mitm_cache.pull_through import PullThrough
+from mitm_cache.pull_through.knowledge import Knowledge
 from mitm_cache.relay import Relay
-from mitm_cache.rights import Policy, Verdicts, open_warning
+from mitm_cache.rights import Modes, Verdicts, begin
 from mitm_cache.upstream import rules
-from mitm_cache.upstream.client import Client
+from mitm_cache.upstream.client import Bounds, Client
+from mitm_cache.upstream.credentials import Credentials
 from mitm_cache.upstream.credentials_sources import open_credentials
 from mitm_cache.upstream.curl import Transport
 from mitm_cache.upstream.dial import Dialer
@@ -43,7 +47,7 @@ READS = 8
 class Core:
     """Made and closed in the event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it joins so many parts
         self,
         config: Config,
         layout: Layout,
@@ -52,9 +56,12 @@ class Core:
         start: Start,
         journal: Journal,
         stopping: threading.Event | None = None,
+        first: bool = True,
+        credentials: Credentials | None = None,
     ) -> None:
         """`listeners`: the addresses that clients reach us by; `start` begins a task of the service; `stopping` may be
-        set, from any thread, some time before `close` is called.
+        set, from any thread, some time before `close` is called; `first`: whether the service starts with this, and has
+        not been begun already by a process that has several of these; `credentials`: others than the configuration's.
 
         Raises MitmCacheError.
         """
@@ -67,14 +74,17 @@ class Core:
         with ExitStack() as stack:
             index = Index(layout.index)
             stack.callback(index.close)
-            self.blobs = Blobs(layout.blobs)
-            self.links = Links(layout.links, index)
-            spool = Spool(layout.spool, self.blobs)
-            credentials = open_credentials(config, os.environ)
-            verdicts = Verdicts(index, policy=Policy(config, credentials.name))
-            verdicts.wipe()
-            for name in (name for name, upstream in config.upstreams.items() if upstream.rights is Rights.OPEN):
-                logger.warning("%s", open_warning(name))
+            credentials = credentials or open_credentials(config, os.environ)
+            verdicts = Verdicts(index, modes=Modes(config, credentials.name))
+            if first:
+                begin(config, verdicts)
+            self.known = known = Knowledge.open(layout, index, verdicts)
+            self.blobs, self.links = known.blobs, known.links
+            self._sweeper = Sweeper(layout=layout, blobs=self.blobs, links=self.links, limit=config.max_size.of)
+            self._room = Room(layout.spool, least=config.min_free.of, sweep=self._sweeper.sweep)
+            self.spool = spool = Spool(layout.spool, self.blobs, self._room)
+            proofs = Proofs(self.blobs, Quarantine(layout.quarantine, self.blobs), stopped=self._stopping.is_set)
+            stack.callback(proofs.close)
             transport = Transport(agent=f"mitm-cache/{version('mitm-cache')}", stopped=self._stopping.is_set)
             stack.callback(transport.close)
             router = rules.router(config, folder=layout.run, listeners=listeners, environ=os.environ)
@@ -84,14 +94,18 @@ class Core:
                 tokens=Tokens(credentials=credentials),
                 bases=rules.bases(config),
                 via=self.via,
-                allow_http=lambda _: config.allow_http,
-                allow_private=config.allow_private,
+                bounds=Bounds(
+                    allow_http=config.allow_http,
+                    allow_private=config.allow_private,
+                    offline=config.is_offline,
+                ),
             )
             self.leg = Leg(
                 client=client,
                 dialer=Dialer(router=router, transport=transport, allow_private=config.allow_private),
                 spool=spool,
                 blobs=self.blobs,
+                proofs=proofs,
                 start=start,
                 stopped=self._stopping.is_set,
             )
@@ -99,10 +113,16 @@ class Core:
             stack.callback(self._stopping.set)
             self.reads = ThreadPoolExecutor(READS, thread_name_prefix="read")
             stack.callback(self.reads.shutdown)
+            policy = Policy(config.policy)
             self.pull_through = PullThrough(
-                blobs=self.blobs, links=self.links, spool=spool, verdicts=verdicts, leg=self.leg
+                known=known,
+                spool=spool,
+                policy=policy,
+                leg=self.leg,
+                ttl=config.tag_ttl,
+                users=config.users_file is not None,
             )
-            self.relay = Relay(leg=self.leg, links=self.links)
+            self.relay = Relay(leg=self.leg, links=known.links, pushed=known.pushed, policy=policy)
             self._closing = stack.pop_all()
 
     def stopped(self) -> bool:
@@ -114,30 +134,27 @@ class Core:
         self._closing.close()
 
     async def sweep_regularly(self, note: Callable[[Swept], None] = lambda _: None) -> None:
-        """Keep the blobs below `cache.max_size` for as long as this runs."""
-        sweeper = Sweeper(
-            blobs=self.blobs,
-            links=self.links,
-            spool=self._layout.spool,
-            lock=self._layout.run / "evict.lock",
-            limit=self._config.max_size.of,
-        )
+        """Keep the blobs below `cache.max_size`, and `cache.min_free` free, for as long as this runs."""
         arrived = _Arrived()
         self._journal.add(arrived)
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            if loop.time() >= due or arrived.count > self.limit() // 100:
-                arrived.count = 0
-                due = loop.time() + SWEEP_SECONDS
-                try:
-                    swept = await self.leg.run(sweeper.sweep)
+            try:
+                missing = self._room.short(0)
+                if loop.time() >= due or arrived.count > self.limit() // 100 or missing > 0 < arrived.count:
+                    arrived.count = 0
+                    due = loop.time() + SWEEP_SECONDS
+                    swept = await self.leg.run(partial(self._sweeper.sweep, max(missing, 0)))
                     if swept is not None:
-                        note(swept)
-                        if swept.removed:
-                            logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
-                except (MitmCacheError, OSError) as error:
-                    logger.warning("the cache could not be swept: %s", error)
+                        self._room.swept.append(swept)
+            except (MitmCacheError, OSError) as error:
+                logger.warning("the cache could not be swept: %s", error)
+            while self._room.swept:
+                swept = self._room.swept.popleft()
+                note(swept)
+                if swept.removed:
+                    logger.warning("evicted %d blobs, %d bytes", swept.removed, swept.freed)
             await asyncio.sleep(SWEEP_TICK)
 
     def limit(self) -> int:

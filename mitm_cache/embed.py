@@ -25,6 +25,7 @@ from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.guest import Arrivals, GuestServe, Seat
 from mitm_cache.proxy.serve import Handler
 from mitm_cache.proxy.upgrade import Crossings
+from mitm_cache.users import Users
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Shared:
         self._tasks = _Tasks()
         self._core: Core | None = None
         self._door: Door | None = None
+        self._users: Users | None = None
 
     @classmethod
     def of(cls, master: Master) -> "Shared":
@@ -94,7 +96,15 @@ class Shared:
     def door(self) -> Door:
         """The one door of all flows that we answer. Raises MitmCacheError."""
         if self._door is None:
-            self._door = Door(known=self.config.known, journal=self.journal, via=self.core.via, ways=self.arrivals.ways)
+            if self.config.users_file is not None:
+                self._users = Users.open(self.config.users_file)
+            self._door = Door(
+                known=self.config.known,
+                journal=self.journal,
+                via=self.core.via,
+                ways=self.arrivals.ways,
+                users=self._users,
+            )
         return self._door
 
     def accounts(self, flow: http.HTTPFlow) -> bool:
@@ -126,6 +136,9 @@ class Shared:
             core, self._core, self._door = self._core, None, None
             if core is not None:
                 core.close()
+            users, self._users = self._users, None
+            if users is not None:
+                users.close()
             self._tasks.cancel()
 
 

@@ -27,6 +27,13 @@ class ClientError(MitmCacheError):
     code = "UNSUPPORTED"
 
 
+class LoginError(ClientError):
+    """Who asks has to be known: the client is challenged for a user of the cache's own."""
+
+    status = 401
+    code = "UNAUTHORIZED"
+
+
 class UpstreamError(MitmCacheError):
     """A registry, or a host it redirects to, cannot be reached or answers nonsense.
 
@@ -40,6 +47,17 @@ class UpstreamError(MitmCacheError):
     ) -> None:
         super().__init__(message, status=status, code=code)
         self.retry_after = retry_after
+
+
+class UnreachableError(UpstreamError):
+    """A registry gives no answer at all: nobody is there, or nobody speaks."""
+
+
+class OfflineError(UpstreamError):
+    """The operator has said that a registry is not to be asked."""
+
+    status = 404
+    code = "MANIFEST_UNKNOWN"
 
 
 class LoopError(UpstreamError):

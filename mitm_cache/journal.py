@@ -4,9 +4,10 @@ The access line is text on a terminal and JSON otherwise. No event holds a heade
 """
 
 import json
+import select
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -54,6 +55,19 @@ def to_text(event: Event) -> str:
     return "".join(character if character.isascii() and character.isprintable() else "?" for character in line)
 
 
+def _shortened(event: Event) -> Event:
+    """What clients and upstream have said at length, cut: JSON may need six bytes for a character."""
+    return replace(
+        event,
+        method=event.method[:16],
+        user=event.user[:64],
+        repository=event.repository[:128],
+        reference=event.reference[:128],
+        reason=event.reason[:128],
+        user_agent=event.user_agent[:64],
+    )
+
+
 def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -99,15 +113,32 @@ class AccessLine:
         self._lines: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        self._lines.append(self._format(event) + "\n")
+        line = self._format(event) + "\n"
+        if len(line) > select.PIPE_BUF:
+            line = self._format(_shortened(event)) + "\n"
+        self._lines.append(line)
 
     def flush(self) -> None:
-        """Write what has waited."""
-        if not self._lines:
-            return
-        text, self._lines = "".join(self._lines), []
+        """Write what has waited. Several processes may have one pipe: what is written to it at once stays together
+        up to PIPE_BUF bytes (POSIX, write), so that lines are written whole."""
+        lines, self._lines = self._lines, []
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            for text in _pieces(lines):
+                self._stream.write(text)
+                self._stream.flush()
         except (OSError, ValueError):
             pass  # a log that cannot be written must not stop pulls
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Whole lines together, in no more than PIPE_BUF bytes; they are ASCII."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        if size + len(line) > select.PIPE_BUF and piece:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield "".join(piece)

@@ -16,10 +16,13 @@ from mitm_cache.wire.proxies import Bypass, Proxy
 
 LOG_FORMATS = ("auto", "text", "json")
 DIRECT = "direct"
+MAX_WORKERS = 64
 _PART = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:(%)|([KMGT]?)(?:i?B)?)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -68,6 +71,15 @@ class CredentialRule:
     repository: str
     source: str
     place: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRule:
+    """A file of images that the service fetches by itself every so many seconds; no platforms are all of them."""
+
+    file: Path
+    every: float
+    platforms: frozenset[str] = frozenset()
 
 
 _NAMED_NETWORKS: dict[str, tuple[str, ...]] = {
@@ -216,6 +228,14 @@ def limit(key: str, value: Any) -> Limit:
     raise ConfigError(f"{key}: {value!r} is not a size such as 500G, nor a part of the disk such as 80%")
 
 
+def duration(key: str, value: Any) -> float:
+    """A length of time, in seconds."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f"{key}: {value!r} is not a length of time such as 90s, 30m, 12h, 3d or 2w")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def url(key: str, value: Any) -> str:
     if not isinstance(value, str) or not _is_base(value):
         raise ConfigError(f"{key}: {value!r} is not an https:// or http:// URL of a host, with a port and path at most")
@@ -229,6 +249,16 @@ def _is_base(url: str) -> bool:
     except ValueError:
         return False
     return good and not (set("?#@\\") & set(url)) and url.isprintable() and " " not in url
+
+
+def workers(key: str, value: Any) -> int:
+    """A number of processes; 0 is as many as there are processors."""
+    if value == "auto":
+        return 0
+    number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value) else value
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MAX_WORKERS:
+        raise ConfigError(f'{key}: {value!r} is not a number of processes, from 1 to {MAX_WORKERS}, or "auto"')
+    return number
 
 
 def log_format(key: str, value: Any) -> str:
@@ -315,3 +345,35 @@ _NAMED = {
     "helper": "the X of a program docker-credential-X, such as ecr-login",
     "env": "the name of a variable of the environment, such as QUAY_CREDENTIAL",
 }
+
+
+_PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?")
+SYNC_KEYS = ("file", "every", "platforms")
+SHORTEST_SYNC = 60.0
+
+
+def platforms(key: str, value: Any) -> frozenset[str]:
+    """Platforms such as linux/amd64."""
+    found = frozenset(texts(key, value))
+    if wrong := sorted(one for one in found if not _PLATFORM.fullmatch(one)):
+        raise ConfigError(f"{key}: {wrong[0]!r} is not one such as linux/amd64 or linux/arm/v7")
+    return found
+
+
+def syncs(key: str, value: Any) -> tuple[SyncRule, ...]:
+    """Tables of a file and how often it is synced."""
+    if not isinstance(value, list) or not all(isinstance(rule, dict) for rule in value):
+        raise ConfigError(f"{key} is written as [[{key}]], a table for each file")
+    return tuple(_sync_rule(key, rule) for rule in value)
+
+
+def _sync_rule(key: str, rule: dict[str, Any]) -> SyncRule:
+    if unknown := [name for name in rule if name not in SYNC_KEYS]:
+        raise ConfigError(f"{key}.{unknown[0]} is not a key of this version; allowed here: {', '.join(SYNC_KEYS)}")
+    if missing := [name for name in ("file", "every") if name not in rule]:
+        example = 'file = "/etc/mitm-cache/images.yaml", every = "6h"'
+        raise ConfigError(f"{key}: {missing[0]} is missing, as in {example}")
+    every = duration(f"{key}.every", rule["every"])
+    if every < SHORTEST_SYNC:
+        raise ConfigError(f"{key}.every: {rule['every']!r} is less than a minute")
+    return SyncRule(path(f"{key}.file", rule["file"]), every, platforms(f"{key}.platforms", rule.get("platforms", [])))

@@ -4,10 +4,13 @@ from http import HTTPStatus
 
 from mitm_cache.answers import NOT_RELAYED, explain
 from mitm_cache.cache.links import Links
+from mitm_cache.cache.pushed import Pushed
 from mitm_cache.errors import ClientError, MitmCacheError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.operation import Blob, Manifest
 from mitm_cache.oci.reference import Tag
+from mitm_cache.policy import Policy
+from mitm_cache.policy.ruled import check
 from mitm_cache.upstream.client import Call
 from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.passage import Passage
@@ -29,7 +32,7 @@ def admit(request: Request) -> None:
             status=405,
         )
     if request.method not in METHODS:
-        raise ClientError(f"{request.method} is not relayed; {', '.join(sorted(METHODS))} are", status=405)
+        raise ClientError(f"{request.method[:16]!r} is not relayed; {', '.join(sorted(METHODS))} are", status=405)
     if request.method == "HEAD" and request.size != 0:
         raise ClientError("a HEAD request has no body")  # libcurl would then wait for one in the answer
 
@@ -37,9 +40,19 @@ def admit(request: Request) -> None:
 class Relay:
     """Passes requests on, and forgets what they change."""
 
-    def __init__(self, *, leg: Leg, links: Links) -> None:
+    def __init__(self, *, leg: Leg, links: Links, pushed: Pushed, policy: Policy) -> None:
+        self._policy = policy
         self._leg = leg
         self._links = links
+        self._pushed = pushed
+
+    def judge(self, request: Request) -> Response | None:
+        """The refusal of a request that the policy denies, before any of it is sent; None for all others."""
+        try:
+            check(self._policy, request)
+        except ClientError as error:
+            return explain(error, request)
+        return None
 
     def begin(self, request: Request) -> Passage:
         """Send a request whose body is still to come."""
@@ -89,6 +102,11 @@ class Relay:
         if request.method not in ("PUT", "DELETE"):
             return
         registry = request.registry.name
+        match request.operation:
+            case Manifest(repository, reference):
+                await self._leg.run(lambda: self._pushed.keep(registry, repository, reference))
+            case _:
+                pass
         match request.operation:
             case Manifest(repository, Tag() as tag):
                 await self._leg.run(lambda: self._links.untag(registry, repository, tag))

@@ -3,10 +3,11 @@
 A client may have cached content of a repository when its own credential, or none at all, has been seen to work there
 within the last minutes; where a registry's rights are shared, the cache's own credential stands for clients that bring
 none; where they are open, nobody is asked. What is not known, upstream is asked with that credential; verdicts are
-kept under hashed keys, so that the index holds no credential, and only a yes is kept.
+kept under hashed keys, so that the index holds no credential.
 """
 
 import hashlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,11 +20,17 @@ from mitm_cache.oci.reference import Repository
 from mitm_cache.parsing import Rights
 from mitm_cache.wire.message import Credential
 
+logger = logging.getLogger(__name__)
+
 KEEP_SECONDS = 300.0
 """How long a yes holds."""
+LONGEST = KEEP_SECONDS
+"""What lies further ahead was written by a clock that has been put back since."""
 MAX_KEPT = 65536
 PREFIX = "verdict:"
 ANYONE = "anyone"
+NOBODY = "no stranger"
+"""Under this name a no is kept, the only one: that strangers may not read a repository."""
 
 
 class Verdict(Enum):
@@ -42,7 +49,7 @@ def judge(status: int) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class Modes:
     """Whose right counts at each registry; without a configuration it is the client's everywhere.
 
     `owner`: the name of the cache's own credential for a repository of a registry, "" where it has none.
@@ -80,11 +87,18 @@ def open_warning(name: str) -> str:
     )
 
 
+def begin(config: Config, verdicts: "Verdicts") -> None:
+    """What is done once when the service starts or its configuration changes: no verdict of before counts."""
+    verdicts.wipe()
+    for name in (name for name, upstream in config.upstreams.items() if upstream.rights is Rights.OPEN):
+        logger.warning("%s", open_warning(name))
+
+
 class Verdicts:
     """The yeses of the last minutes, shared by every process on the data directory."""
 
-    def __init__(self, index: Index, clock: Callable[[], float] = time.time, policy: Policy | None = None) -> None:
-        self.policy = policy or Policy()
+    def __init__(self, index: Index, clock: Callable[[], float] = time.time, modes: Modes | None = None) -> None:
+        self.modes = modes or Modes()
         self._index = index
         self._clock = clock
         self._kept: OrderedDict[str, float] = OrderedDict()
@@ -96,26 +110,36 @@ class Verdicts:
 
     def allow(self, registry: str, repository: Repository, credential: Credential | None) -> bool:
         """Whether this client is known to be let read this repository; what strangers may read everybody may."""
-        if self.policy.rights(registry) is Rights.OPEN:
+        if self.modes.rights(registry) is Rights.OPEN:
             return True
-        who = self.policy.who(registry, repository, credential)
+        who = self.modes.who(registry, repository, credential)
         return self._known(_key(registry, repository, ANYONE)) or (
             who != ANYONE and self._known(_key(registry, repository, who))
         )
 
     def keep(self, registry: str, repository: Repository, credential: Credential | None) -> None:
         """Record a yes."""
-        key = _key(registry, repository, self.policy.who(registry, repository, credential))
+        self._keep(_key(registry, repository, self.modes.who(registry, repository, credential)))
+
+    def close(self, registry: str, repository: Repository) -> None:
+        """Record that strangers may not read a repository."""
+        self._keep(_key(registry, repository, NOBODY))
+
+    def is_closed(self, registry: str, repository: Repository) -> bool:
+        """Whether strangers are known not to be let read a repository."""
+        return self._known(_key(registry, repository, NOBODY))
+
+    def _keep(self, key: str) -> None:
         until = self._clock() + KEEP_SECONDS
         self._remember(key, until)
         self._index.put_soon(key, str(until), seconds=KEEP_SECONDS)
 
     def _known(self, key: str) -> bool:
         now = self._clock()
-        if self._kept.get(key, 0.0) > now:
+        if now < self._kept.get(key, 0.0) <= now + LONGEST:
             return True
         until = _until(self._index.get(key))
-        if not until > now:
+        if not now < until <= now + LONGEST:
             return False
         self._remember(key, until)
         return True

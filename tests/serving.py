@@ -220,12 +220,22 @@ class Process(_Clients):
     log: Log = field(default_factory=Log)
     said: list[str] = field(default_factory=list)
     _listeners: dict[str, tuple[str, int]] = field(default_factory=dict)
+    _worker: int = 0
     _ready: threading.Event = field(default_factory=threading.Event)
     _readers: list[threading.Thread] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
-        return self.popen.pid
+        """The process that serves, where there is one worker."""
+        if self.running() and self.workers:
+            (self._worker,) = self.workers
+        return self._worker
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that the supervisor has: those that serve, and one that waits where there are several."""
+        pid = self.popen.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def address(self, listener: str) -> tuple[str, int]:
         return self._listeners[listener]
@@ -235,13 +245,13 @@ class Process(_Clients):
 
     def kill(self) -> None:
         """End it as `kill -9` does."""
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.popen.pid, signal.SIGKILL)  # its workers end with it
         self._join()
 
     def stop(self, *, seconds: float = 20) -> int:
         """Ask it to end as a service manager does; its exit status. Killed, with an error, where it does not."""
         if self.running():
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.popen.pid, signal.SIGTERM)
         try:
             return self._join(seconds)
         except subprocess.TimeoutExpired:
@@ -295,6 +305,8 @@ def settings(data: Path, *upstreams: LyingUpstream, listen: Collection[str] = LI
     for each in others:
         address = each.registry.address[0]
         text += f'[registries."{each.registry.name}"]\nurl = "{each.registry.url()}"\nresolve = "{address}"\n'
+    if "[serve]" not in more:
+        more += '\n[serve]\ndrain = "2s"\n'  # requests that a test has left hanging are not waited for
     return f'{text}[log]\nformat = "json"\n{more}'
 
 
@@ -302,6 +314,11 @@ def _configured(data: Path, upstreams: tuple[LyingUpstream, ...], listen: Collec
     path = data.with_name(f"{data.name}-{next(_NUMBERS)}.toml")
     path.write_text(settings(data, *upstreams, listen=listen, more=more))
     return path
+
+
+def _asking(more: str) -> dict[str, str]:
+    """The environment of a product that asks for a tag each time, unless a test says otherwise."""
+    return {} if "tag_ttl" in more else {"MITM_CACHE_CACHE_TAG_TTL": "0s"}
 
 
 @contextmanager
@@ -314,6 +331,7 @@ def in_thread(
 ) -> Iterator[Threaded]:
     """The product over `data`, accepting connections; only one at a time in a process."""
     log = Log()
+    environ = _asking(more) | dict(environ)
     app = App(load(file=_configured(data, upstreams, listen, more), environ=environ), output=log)
     with run_in_thread(app):
         yield Threaded(app, data, app.authority.certificate_path, log, upstreams[0].registry.name)
@@ -325,7 +343,13 @@ def process(data: Path, *upstreams: LyingUpstream, more: str = "") -> Iterator[P
     path = _configured(data, upstreams, LISTENERS, more)
     command = [sys.executable, "-m", "mitm_cache", "--config", str(path), "serve"]
     popen = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | _asking(more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     served = Process(popen, data, data / "ca" / "ca.crt", upstreams[0].registry.name)
     served.start_reading()

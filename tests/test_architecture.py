@@ -19,26 +19,30 @@ PACKAGE = "mitm_cache"
 # A room imports itself and rooms with a lower number.
 LEVELS = {
     "errors": 0, "registries": 0, "oci": 0, "wire": 0,
-    "config": 1, "parsing": 1, "journal": 1, "ca": 1, "cache": 1,
-    "upstream": 2, "rights": 2, "node": 2,
-    "answers": 3, "listing": 3, "pull_through": 3, "relay": 3, "welcome": 3,
-    "doctor": 3,
+    "config": 1, "parsing": 1, "policy": 1, "users": 1, "journal": 1, "ca": 1, "cache": 1,
+    "upstream": 2, "rights": 2, "node": 2, "exchange": 2,
+    "answers": 3, "pull_through": 3, "relay": 3, "welcome": 3,
+    "doctor": 3, "explanation": 3,
     "proxy": 4, "admin": 4,
-    "listening": 5, "core": 5, "app": 5, "embed": 5, "workers": 5,
+    "listening": 5, "core": 5, "filling": 5, "app": 5, "embed": 5, "workers": 5,
     "cli": 6, "demo": 6, "__main__": 6,
 }  # fmt: skip
 EVERYONES = {"errors", "registries"}  # imported by all, importing nothing of the project
 NEIGHBOURS = {
     ("wire", "oci"),  # a request carries its operation
     ("config", "parsing"),
+    ("config", "policy"),  # its rows are part of the configuration
+    ("policy", "parsing"),
+    ("users", "parsing"),
     ("pull_through", "answers"),
     ("relay", "answers"),
-    ("listing", "answers"),
-    ("pull_through", "listing"),
     ("app", "listening"),
     ("app", "core"),
+    ("app", "filling"),  # by schedule
+    ("filling", "core"),
     ("embed", "core"),
     ("workers", "app"),  # each process runs one app
+    ("workers", "listening"),
     ("cli", "demo"),  # a command of its own
     ("__main__", "cli"),
 }
@@ -52,12 +56,24 @@ HOMES = {
     "pycurl": {"upstream"},
     "dns": {"upstream"},
     "click": {"cli"},
-    "ruamel": {"node"},
+    "rich": {"cli"},
+    "ruamel": {"node", "filling"},
     "prometheus_client": {"admin"},
+    "bcrypt": {"users"},
 }
 
 # Meaning before I/O: these decide, others do.
-PURE = {"errors", "registries", "oci", "wire", "cache.entry", "cache.freshness"}
+PURE = {
+    "errors",
+    "registries",
+    "oci",
+    "wire",
+    "cache.entry",
+    "cache.freshness",
+    "policy.question",
+    "policy.rule",
+    "policy.judge",
+}
 IMPURE_LIBRARIES = {
     "asyncio", "concurrent", "diskcache", "mitmproxy", "multiprocessing", "pycurl", "selectors", "socket", "sqlite3",
     "ssl", "subprocess", "threading",

@@ -9,11 +9,12 @@ from typing import Any
 import click
 import pytest
 
-from mitm_cache import config
+from mitm_cache import config, parsing, policy
 from mitm_cache.cli import main
 from mitm_cache.config import load
 
 ROOT = Path(__file__).parents[1]
+SYNC_KEYS = {f"sync.{name}" for name in parsing.SYNC_KEYS}
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 
 
@@ -28,14 +29,18 @@ def keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
         if isinstance(value, dict):
             yield from keys(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            for row in value:
+                yield from keys(row, f"{prefix}{name}.")
         else:
             yield prefix + name
 
 
 def test_every_key_is_documented() -> None:
-    """The example in the documentation holds every key, those of a registry too, and no other."""
+    """The example in the documentation holds every key, those of a registry and of a policy too, and no other."""
     documented = {re.sub(r"^registries\..*\.(\w+)$", r"registries.*.\1", key) for key in keys(tomllib.loads(block()))}
-    assert documented == {*config._KEYS, *(f"registries.*.{name}" for name in config._REGISTRY_KEYS)}
+    registry_keys = {f"registries.*.{name}" for name in config._REGISTRY_KEYS}
+    assert documented == {*config._KEYS, *registry_keys, *(f"policy.{name}" for name in policy.KEYS), *SYNC_KEYS}
 
 
 def test_every_key_is_explained() -> None:
@@ -52,6 +57,14 @@ def test_the_example_is_good(tmp_path: Path) -> None:
     copied, default = load(file=file, environ={}), load(file=Path("/dev/null"), environ={})
     for name in ("names", "permit", "allow", "max_size", "ca_file", "resolvers", "allow_http", "log_format"):
         assert getattr(copied, name) == getattr(default, name), name
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(\[\[policy.*?)^```", CONFIGURATION.read_text(), re.M | re.S))
+def test_examples_of_policy(tmp_path: Path, text: str) -> None:
+    """Each example of a policy loads, and has as many rows as it shows."""
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    assert len(load(file=file, environ={}).policy) == text.count("[[policy]]")
 
 
 def commands(command: click.Command, path: str) -> Iterator[str]:

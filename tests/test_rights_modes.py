@@ -20,7 +20,7 @@ from mitm_cache.config import load
 from mitm_cache.demo.access import Access
 from mitm_cache.demo.image import KIB, Image, generate
 from mitm_cache.oci.reference import Repository
-from mitm_cache.rights import Policy, Verdicts
+from mitm_cache.rights import Modes, Verdicts
 from mitm_cache.upstream import credentials
 from mitm_cache.wire.message import Credential
 from tests.fakes import faults
@@ -64,7 +64,7 @@ def serving(folder: Path, upstream: LyingUpstream, keys: str, *, more: str = "")
     assert head in text
     file = folder / "modes.toml"
     file.write_text(text.replace(head, f"{head}{keys}\n"))
-    app = App(load(file=file, environ={}), output=log)
+    app = App(load(file=file, environ={"MITM_CACHE_CACHE_TAG_TTL": "0s"}), output=log)
     with run_in_thread(app):
         yield Threaded(app, data, app.authority.certificate_path, log, upstream.registry.name)
 
@@ -375,7 +375,7 @@ def test_open_asks_nobody(
             reply = ask(cache, tag(PRIVATE), method=method)
             assert (reply.status, reply.outcome) == (200, "HIT")
             assert reply.headers["Docker-Content-Digest"] == images[PRIVATE].index.digest
-            assert "when it was last seen" in reply.headers["X-Cache-Reason"]
+            assert "this is what it was" in reply.headers["X-Cache-Reason"]
         for each in (tag(OTHER), blob(images, OTHER)[0]):
             assert ask(cache, each).status == 401
         # A repository that is not known to hold a digest opens nothing.
@@ -401,15 +401,15 @@ def test_verdicts_tell_the_modes_apart(tmp_path: Path) -> None:
     """A yes to the cache's credential is none to strangers, to another credential, or in another mode."""
     credential, repository = Credential("Basic YTpi"), Repository("team/app")
 
-    def policy(rights: str, owner: str) -> Policy:
+    def mode(rights: str, owner: str) -> Modes:
         file = tmp_path / "config.toml"
         file.write_text(f"[registries.'quay.io']\nrights = '{rights}'\ncredentials = {{ env = 'A' }}\n")
-        return Policy(load(file=file, environ={}), lambda registry, _: owner if registry == "quay.io" else "")
+        return Modes(load(file=file, environ={}), lambda registry, _: owner if registry == "quay.io" else "")
 
     index = Index(tmp_path / "index")
     try:
         modes = {
-            (rights, owner): Verdicts(index, policy=policy(rights, owner))
+            (rights, owner): Verdicts(index, modes=mode(rights, owner))
             for rights in ("client", "shared")
             for owner in ("one", "other")
         }
@@ -427,7 +427,7 @@ def test_verdicts_tell_the_modes_apart(tmp_path: Path) -> None:
         assert not shared.allow("ghcr.io", repository, None)
         # What strangers may have everybody may.
         assert all(verdicts.allow("quay.io", Repository("public"), None) for verdicts in modes.values())
-        assert Verdicts(index, policy=policy("open", "")).allow("quay.io", Repository("any"), None)
+        assert Verdicts(index, modes=mode("open", "")).allow("quay.io", Repository("any"), None)
     finally:
         index.close()
 

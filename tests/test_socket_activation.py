@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.errors import ConfigError
-from mitm_cache.proxy.mode import inherit
+from mitm_cache.listening import inherit
 from tests.needs import needs_tool
 from tests.serving import ROOT
 

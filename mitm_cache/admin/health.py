@@ -1,20 +1,29 @@
 """Whether the service can do its work. Each check says `ok`, or what is wrong in words for the operator."""
 
 import asyncio
+import errno
 import os
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from mitm_cache.admin.facts import Facts
 from mitm_cache.cache.layout import Layout
 
 OK = "ok"
+UNCACHED = "pulls pass through uncached: "
+"""How a check begins that says what is wrong while clients have what they ask for all the same."""
 PATIENCE = 2.0
 """Seconds that the data directory may take: less than what probes wait."""
 
 
+def is_ready(checks: Mapping[str, str]) -> bool:
+    """Whether pulls are served, by the answers of every check."""
+    return all(answer == OK or answer.startswith(UNCACHED) for answer in checks.values())
+
+
 class Health:
-    """The checks behind `/readyz`. `/healthz` needs none: who answers it is the event loop that serves pulls."""
+    """The checks behind `/readyz`. `/healthz` needs none: it asks whether event loops turn."""
 
     def __init__(self, facts: Facts, threads: Executor, *, patience: float = PATIENCE) -> None:
         """`threads`: where the disk is touched."""
@@ -58,7 +67,11 @@ def try_to_write(layout: Layout) -> str:
             path.unlink(missing_ok=True)
         os.stat(layout.root / "FORMAT")
     except OSError as error:
-        return f"{layout.root} cannot be written: {error.strerror}"
+        words = f"{layout.root} cannot be written: {error.strerror}"
+        return UNCACHED + words if error.errno in _FULL else words
     if not os.access(layout.blobs, os.W_OK | os.X_OK):
         return f"{layout.blobs} cannot be written"
     return OK
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

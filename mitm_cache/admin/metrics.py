@@ -4,10 +4,13 @@ The registry of a sample is one that is configured, or `other`: nothing that a c
 """
 
 import platform
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -15,11 +18,44 @@ from prometheus_client.registry import Collector
 
 from mitm_cache.admin.facts import Facts
 from mitm_cache.cache.evict import Swept
+from mitm_cache.cache.synced import read_synced
 from mitm_cache.journal import Event
+from mitm_cache.upstream.quota import Quota
+from mitm_cache.wire.message import UNCACHED
 
 FROM_THE_CACHE = ("HIT", "JOINED", "REVALIDATED", "STALE")
 """Outcomes whose bytes were not fetched for this client."""
 _OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What `Numbers` has counted, to be sent and added up: labels are joined by spaces, which none of them holds."""
+
+    requests: Mapping[str, int] = field(default_factory=dict)
+    sent: Mapping[str, int] = field(default_factory=dict)
+    received: Mapping[str, int] = field(default_factory=dict)
+    stored: int | None = None
+    swept: float = 0.0
+    evicted_blobs: int = 0
+    evicted_bytes: int = 0
+    uncached: int = 0
+    quotas: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """The fields of each registry's `Quota`."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        last = self if self.swept >= other.swept else other
+        return Counts(
+            Counter(self.requests) + Counter(other.requests),
+            Counter(self.sent) + Counter(other.sent),
+            Counter(self.received) + Counter(other.received),
+            last.stored,
+            last.swept,
+            self.evicted_blobs + other.evicted_blobs,
+            self.evicted_bytes + other.evicted_bytes,
+            self.uncached + other.uncached,
+            dict(sorted([*self.quotas.items(), *other.quotas.items()], key=lambda item: item[1][-1])),
+        )
 
 
 class Numbers:
@@ -32,8 +68,12 @@ class Numbers:
         self.sent: Counter[tuple[str, str]] = Counter()
         self.received: Counter[str] = Counter()
         self.stored: int | None = None
+        self._swept = 0.0
         self.evicted_blobs = 0
         self.evicted_bytes = 0
+        self.uncached = 0
+        self.quotas: Callable[[], Mapping[str, Quota]] = dict
+        """What registries have said of their quotas."""
 
     def __call__(self, event: Event) -> None:
         registry = event.registry if event.registry in self._registries else _OTHER
@@ -41,14 +81,48 @@ class Numbers:
         self.requests[registry, event.outcome, status] += 1
         if event.bytes_out:
             self.sent[registry, event.outcome] += event.bytes_out
+        if event.reason.startswith(UNCACHED):
+            self.uncached += 1
         if event.bytes_in:
             self.received[registry] += event.bytes_in
 
     def sweep(self, swept: Swept) -> None:
         """Note what a sweep found and removed."""
         self.stored = swept.total - swept.freed
+        self._swept = time.time()
         self.evicted_blobs += swept.removed
         self.evicted_bytes += swept.freed
+
+    def counts(self) -> Counts:
+        """All of it, as it is now."""
+        return Counts(
+            {" ".join(labels): count for labels, count in self.requests.items()},
+            {" ".join(labels): count for labels, count in self.sent.items()},
+            dict(self.received),
+            self.stored,
+            self._swept,
+            self.evicted_blobs,
+            self.evicted_bytes,
+            self.uncached,
+            {name: astuple(quota) for name, quota in self.quotas().items()},
+        )
+
+    def set(self, counts: Counts) -> None:
+        """Be what other processes have counted."""
+        self.requests.clear()
+        for labels, count in counts.requests.items():
+            registry, outcome, status = labels.split(" ")
+            self.requests[registry, outcome, status] = count
+        self.sent.clear()
+        for labels, count in counts.sent.items():
+            registry, outcome = labels.split(" ")
+            self.sent[registry, outcome] = count
+        self.received = Counter(counts.received)
+        self.stored, self._swept = counts.stored, counts.swept
+        self.evicted_blobs, self.evicted_bytes = counts.evicted_blobs, counts.evicted_bytes
+        self.uncached = counts.uncached
+        quotas = {name: Quota(*fields) for name, fields in counts.quotas.items()}
+        self.quotas = lambda: quotas
 
     def outcomes(self) -> dict[str, int]:
         """Requests by outcome."""
@@ -69,7 +143,6 @@ class Metrics:
     def __init__(self, numbers: Numbers, facts: Facts) -> None:
         self._collectors = CollectorRegistry(auto_describe=False)
         self._collectors.register(_Service(numbers, facts))
-        ProcessCollector(registry=self._collectors)
 
     def render(self, accept: str) -> tuple[str, bytes]:
         """Content type and content, in the form that an Accept header asks for."""
@@ -85,6 +158,7 @@ class _Service(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._traffic()
         yield from self._store()
+        yield from self._synced()
         now = "Requests that have not had their last byte yet"
         yield GaugeMetricFamily("mitm_cache_in_flight", now, self._facts.in_flight())
         until = "When each CA in use ends, in seconds of the epoch"
@@ -94,6 +168,10 @@ class _Service(Collector):
         yield ends
         what = {"version": self._facts.version, "python": platform.python_version()}
         yield InfoMetricFamily("mitm_cache_build", "What runs", what)
+        yield GaugeMetricFamily("mitm_cache_workers", "Processes that serve", len(self._facts.workers()))
+        replaced = "Processes that ended by themselves and got a replacement"
+        yield CounterMetricFamily("mitm_cache_workers_replaced", replaced, self._facts.replaced())
+        yield from self._facts.usage().metrics(self._facts.started.timestamp())
 
     def _traffic(self) -> Iterator[Metric]:
         numbers = self._numbers
@@ -115,12 +193,35 @@ class _Service(Collector):
         for registry, count in sorted(numbers.received.items()):
             received.add_metric((registry,), count)
         yield from (requests, sent, received)
+        left = GaugeMetricFamily("mitm_cache_upstream_quota_left", "Pulls left, as was last said", labels=("registry",))
+        limit = GaugeMetricFamily("mitm_cache_upstream_quota_limit", "Of how many", labels=("registry",))
+        for registry, quota in sorted(numbers.quotas().items()):
+            left.add_metric((registry,), quota.left)
+            if quota.limit is not None:
+                limit.add_metric((registry,), quota.limit)
+        yield from (left, limit)
+
+    def _synced(self) -> Iterator[Metric]:
+        when = GaugeMetricFamily(
+            "mitm_cache_sync_last_success_timestamp_seconds",
+            "When a scheduled filling last ended in which nothing failed, in seconds of the epoch",
+            labels=("file",),
+        )
+        failed = GaugeMetricFamily(
+            "mitm_cache_sync_failures", "What failed in the last scheduled filling", labels=("file",)
+        )
+        for synced in read_synced(self._facts.layout.run):
+            when.add_metric((synced.file,), synced.succeeded)
+            failed.add_metric((synced.file,), synced.failed)
+        if when.samples:
+            yield from (when, failed)
 
     def _store(self) -> Iterator[Metric]:
         numbers = self._numbers
         if numbers.stored is not None:
             yield GaugeMetricFamily("mitm_cache_blobs_bytes", "Bytes of blobs after the last sweep", numbers.stored)
         yield GaugeMetricFamily("mitm_cache_blobs_limit_bytes", "What cache.max_size allows", self._facts.limit())
+        yield CounterMetricFamily("mitm_cache_uncached", "Pulls of which the disk did not take all", numbers.uncached)
         yield CounterMetricFamily("mitm_cache_evicted_blobs", "Blobs that left for room", numbers.evicted_blobs)
         yield CounterMetricFamily(
             "mitm_cache_evicted_bytes", "Bytes of blobs that left for room", numbers.evicted_bytes

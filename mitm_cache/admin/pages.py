@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from mitm_cache.admin.facts import Facts
-from mitm_cache.admin.health import OK, Health
+from mitm_cache.admin.health import Health, is_ready
 from mitm_cache.admin.metrics import Metrics, Numbers
 from mitm_cache.admin.server import Ask, Page, document
 from mitm_cache.admin.status import Status
@@ -15,6 +15,7 @@ class Pages:
 
     def __init__(self, facts: Facts, numbers: Numbers) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="admin")
+        self._facts = facts
         self._health = Health(facts, self._threads)
         self._status = Status(facts, numbers, self._health, self._threads)
         self._metrics = Metrics(numbers, facts)
@@ -30,15 +31,20 @@ class Pages:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _healthz(self, headers: Mapping[str, str]) -> Page:
-        return document({"alive": True})
+        await self._facts.freshen()
+        alive = self._facts.alive()
+        return document({"alive": alive}, 200 if alive else 503)
 
     async def _readyz(self, headers: Mapping[str, str]) -> Page:
+        await self._facts.freshen()
         checks = await self._health.check()
-        ready = all(answer == OK for answer in checks.values())
+        ready = is_ready(checks)
         return document({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     async def _scrape(self, headers: Mapping[str, str]) -> Page:
+        await self._facts.freshen()
         return Page(200, *self._metrics.render(headers.get("accept") or ""))
 
     async def _describe(self, headers: Mapping[str, str]) -> Page:
+        await self._facts.freshen()
         return document(await self._status.document())

@@ -121,9 +121,10 @@ class Server:
             return _encode(
                 text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"A head is at most {MAX_HEAD} bytes here.")
             )
-        return _encode(await self._answer(head), with_body=not head.startswith(b"HEAD "))
+        page = await self._answer(head, local=_is_loopback(address))
+        return _encode(page, with_body=not head.startswith(b"HEAD "))
 
-    async def _answer(self, head: bytes) -> Page:
+    async def _answer(self, head: bytes, *, local: bool) -> Page:
         line, _, fields = head.partition(b"\r\n")
         match line.decode("latin-1").split(" "):
             case [method, target, "HTTP/1.1" | "HTTP/1.0"]:
@@ -135,9 +136,12 @@ class Server:
         if method not in ("GET", "HEAD"):
             return text(HTTPStatus.METHOD_NOT_ALLOWED, "GET or HEAD only.", "Allow: GET, HEAD")
         try:
-            headers = {name.lower(): value for name, value in parse_headers(BytesIO(fields)).items()}
+            parsed = parse_headers(BytesIO(fields))
         except HTTPException:
             return text(HTTPStatus.BAD_REQUEST, "The header fields cannot be read.")
+        if local and not all(map(_is_local_name, parsed.get_all("host", []))):
+            return text(HTTPStatus.MISDIRECTED_REQUEST, "From this machine it is asked as localhost, or by an address.")
+        headers = {name.lower(): value for name, value in parsed.items()}
         try:
             return await ask(headers)
         except Exception:
@@ -151,6 +155,20 @@ def _is_loopback(address: str) -> bool:
     except ValueError:
         return False
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether a Host is localhost or an address. A page in this machine's browser could otherwise have its own name
+    resolved to loopback, and read what is told here (DNS rebinding)."""
+    name, colon, port = host.rpartition(":")
+    name = name if colon and port.isdigit() else host
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _encode(page: Page, *, with_body: bool = True) -> bytes:

@@ -4,10 +4,11 @@ import asyncio
 import os
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from dataclasses import asdict
 from functools import partial
 
 from mitm_cache.admin.facts import Facts
-from mitm_cache.admin.health import OK, Health
+from mitm_cache.admin.health import Health, is_ready
 from mitm_cache.admin.metrics import Numbers
 from mitm_cache.ca import Description
 
@@ -36,10 +37,11 @@ class Status:
         held = await self._measure()
         return {
             "running": True,
-            "ready": all(answer == OK for answer in checks.values()),
+            "ready": is_ready(checks),
             "checks": checks,
             "version": facts.version,
             "pid": os.getpid(),
+            "workers": list(facts.workers()),
             "started": facts.started.isoformat(timespec="seconds"),
             "data_dir": str(facts.layout.root),
             "listeners": [{"name": name, "address": host, "port": port} for name, host, port in facts.addresses],
@@ -52,6 +54,8 @@ class Status:
                 "received": sum(numbers.received.values()),
                 "saved": numbers.saved,
             },
+            "uncached": numbers.uncached,
+            "quotas": {name: asdict(quota) for name, quota in numbers.quotas().items()},
             "evicted": {"count": numbers.evicted_blobs, "bytes": numbers.evicted_bytes},
             "ca": describe(facts.ca()),
         }

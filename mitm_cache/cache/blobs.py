@@ -1,35 +1,59 @@
 """Verified content as plain files named by digest: existence is the index, a rename is the commit."""
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mitm_cache.errors import ClientError, StoreError
+from mitm_cache.errors import ClientError, IntegrityError, StoreError
 from mitm_cache.oci.digest import Digest
 
 RECENCY = 3600.0
 """Seconds: how fine the record of a blob's last use is. A HIT writes at most this often."""
 
+MAX_PROVEN = 1 << 18
+"""Files that are known to be undamaged; beyond it they are proven anew."""
+
 
 class Blob:
-    """An open, complete blob; it can be read to its end even when its file is evicted meanwhile."""
+    """An open, complete blob; it can be read to its end even when its file is evicted meanwhile.
 
-    __slots__ = ("_fd", "size")
+    `proof`: what will tell whether it is damaged; None where it is known not to be.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_fd", "inode", "proof", "size")
+
+    reason = ""
+
+    def __init__(self, fd: int, status: os.stat_result | None = None) -> None:
         self._fd = fd
-        self.size = os.fstat(fd).st_size
+        status = status or os.fstat(fd)
+        self.size = status.st_size
+        self.inode = status.st_ino
+        self.proof: asyncio.Future[bool] | None = None
 
     def fileno(self) -> int:
         return self._fd
 
     async def readable(self, position: int, stop: int) -> int:
-        """All of it is proven: up to `stop`, at once."""
+        """Up to `stop`, at once, unless it is still being proven: then all but the last byte."""
+        if self.proof is None:
+            return stop
+        if not self.proof.done() and position < stop - 1:
+            return stop - 1
+        if not await asyncio.shield(self.proof):
+            raise IntegrityError("the cached content was damaged; it is fetched anew when it is asked for again")
         return stop
 
+    async def receive(self) -> bytes:
+        """All of it is in the file."""
+        return b""
+
     def at_hand(self, start: int, length: int) -> bytes | None:
-        """Bytes that the page cache holds; None where the disk would have to be waited for."""
+        """Bytes that the page cache holds; None where the disk, or a proof, would have to be waited for."""
+        if self.proof is not None:
+            return None
         data = bytearray(length)
         try:
             size = os.preadv(self._fd, [data], start, os.RWF_NOWAIT)
@@ -48,6 +72,17 @@ class Blobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._proven: dict[int, int] = {}
+
+    def is_proven(self, blob: Blob) -> bool:
+        """Whether this very file, in this size, was found undamaged since the start."""
+        return self._proven.get(blob.inode) == blob.size
+
+    def vouch(self, inode: int, size: int) -> None:
+        """Record that a file is undamaged. Any thread may call it."""
+        if len(self._proven) >= MAX_PROVEN:
+            self._proven.clear()
+        self._proven[inode] = size
 
     def path(self, digest: Digest) -> Path:
         """Where a blob is, or would be."""
@@ -61,6 +96,16 @@ class Blobs:
         """Whether the blob is here."""
         return os.path.exists(self._name(digest))
 
+    def renew(self, digest: Digest) -> bool:
+        """Whether the blob is here; it counts as new then, and nobody removes it within minutes: it is to be linked."""
+        try:
+            os.utime(self._name(digest))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return self.has(digest)  # a read-only disk removes nothing
+        return True
+
     def open(self, digest: Digest) -> Blob | None:
         """The blob, marked as used, or None where it is not here. Raises StoreError where it cannot be read."""
         try:
@@ -69,14 +114,15 @@ class Blobs:
             return None
         except OSError as error:
             raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
-        self._touch(fd)
-        return Blob(fd)
+        status = os.fstat(fd)
+        self._touch(fd, status.st_mtime)
+        return Blob(fd, status)
 
     @staticmethod
-    def _touch(fd: int) -> None:
+    def _touch(fd: int, used: float) -> None:
         now = time.time()
-        status = os.fstat(fd)
-        if status.st_mtime < now - RECENCY:
+        # A time to come is that of a clock which was wrong: it would keep the blob for ever.
+        if abs(now - used) > RECENCY:
             try:
                 os.utime(fd, (now, now))
             except OSError:

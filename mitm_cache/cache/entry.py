@@ -13,6 +13,8 @@ class Origin(StrEnum):
     """How content came here: it decides whose rights apply when it is served."""
 
     PULLED = "pulled"
+    IMPORTED = "imported"
+    SYNCED = "synced"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,24 @@
 
 A blob of the last minutes is never removed, nor are the spool's files while somebody writes them. Removing a file
 that is being delivered is safe: its readers keep the inode.
+
+What a manifest needs counts as used when the manifest was, and leaves after it: an image without its layers is never
+left behind. Images that are pinned or imported do not leave, and those that were synced leave last.
 """
 
 import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.catalog import Cached, Catalog
+from mitm_cache.cache.entry import Origin
+from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
 from mitm_cache.oci.digest import Digest
 
@@ -23,17 +29,26 @@ KEEP_SECONDS = 300.0
 """A blob younger than this is somebody's current pull."""
 ABANDONED_SECONDS = 24 * 3600.0
 """A part file that nobody writes is kept this long for whoever comes back for it."""
+QUARANTINE_SECONDS = 7 * 24 * 3600.0
+"""How long a damaged blob can be looked at."""
 NOTE_SECONDS = 60.0
-"""How long the note of a download that has ended may stay for readers in other processes."""
+"""How long the note of a download that has ended may stay for readers in other processes; and a draft of a link."""
+TIDY_SECONDS = 3600.0
+"""How often drafts are looked for among all links."""
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """A blob as the choice of what to remove sees it; `used` in seconds of the epoch."""
+    """A blob as the choice of what to remove sees it; `used` in seconds of the epoch.
+
+    `late` ones leave when no others are left; of those used at once the lower `rank` leaves first.
+    """
 
     digest: Digest
     size: int
     used: float
+    late: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +60,65 @@ class Swept:
     removed: int
 
 
-def choose(blobs: list[Used], *, limit: int, now: float) -> list[Used]:
-    """Which blobs leave so that the rest is below the low-water mark; none while the limit holds."""
+def choose(
+    blobs: list[Used], *, limit: int, now: float, room: int = 0, keep: Container[Digest] = frozenset()
+) -> list[Used]:
+    """Which blobs leave so that the rest is below the low-water mark; none while the limit holds.
+
+    `room`: so many bytes leave in any case. What is in `keep` counts, and stays.
+    """
     total = sum(blob.size for blob in blobs)
-    if total <= limit:
-        return []
+    mark = min(limit * LOW_WATER if total > limit else total, total - room)
     leaving = []
-    for blob in sorted(blobs, key=lambda blob: (blob.used, blob.size, blob.digest)):
-        if total <= limit * LOW_WATER:
+    old = [blob for blob in blobs if is_old(blob.used, now) and blob.digest not in keep]
+    for blob in sorted(old, key=lambda blob: (blob.late, blob.used, blob.rank, blob.size, blob.digest)):
+        if total <= mark:
             break
-        if now - blob.used > KEEP_SECONDS:
-            leaving.append(blob)
-            total -= blob.size
+        leaving.append(blob)
+        total -= blob.size
     return leaving
+
+
+def is_old(used: float, now: float) -> bool:
+    """Whether a blob is no part of a pull that goes on; a time to come is that of a clock which was wrong, and as far
+    away."""
+    return abs(now - used) > KEEP_SECONDS
+
+
+def is_kept(image: Cached) -> bool:
+    """Whether an image stays until somebody removes it: it is pinned, or there may be no other copy."""
+    return image.pinned or image.origin is Origin.IMPORTED
+
+
+def ranked(blobs: list[Used], catalog: Catalog) -> list[Used]:
+    """Each blob used as late as any manifest that needs it, and after that manifest in the order of leaving."""
+    own = {blob.digest: blob.used for blob in blobs}
+    used, rank = dict(own), dict.fromkeys(own, 0)
+    for manifest in catalog.manifests():
+        for position, digest in enumerate(catalog.needs(manifest)):
+            if digest in own and manifest in own:
+                used[digest] = max(used[digest], own[manifest])
+                rank[digest] = max(rank[digest], position)
+    late = catalog.needed_by(image for image in catalog.images if image.origin is Origin.SYNCED)
+    return [
+        Used(blob.digest, blob.size, used[blob.digest], late=blob.digest in late, rank=rank[blob.digest])
+        for blob in blobs
+    ]
+
+
+@contextmanager
+def alone(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Nobody else removes blobs, or says which are to stay, meanwhile; False where somebody does and `wait` is not."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
 
 
 class Sweeper:
@@ -66,54 +127,56 @@ class Sweeper:
     def __init__(
         self,
         *,
+        layout: Layout,
         blobs: Blobs,
         links: Links,
-        spool: Path,
-        lock: Path,
         limit: Callable[[int], int],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`limit`: bytes of blobs allowed, given the size in bytes of the file system."""
+        self._layout = layout
         self._blobs = blobs
         self._links = links
-        self._spool = spool
-        self._lock = lock
+        self._spool = layout.spool
+        self._quarantine = layout.quarantine
         self._limit = limit
         self._clock = clock
+        self._tidied = -TIDY_SECONDS
 
-    def sweep(self) -> Swept | None:
-        """Remove what is over the limit and what downloads left behind; None while another process sweeps."""
-        with self._alone() as alone:
-            if not alone:
+    def sweep(self, room: int = 0) -> Swept | None:
+        """Remove what is over the limit, and `room` bytes in any case, and what downloads left behind.
+
+        None while another process sweeps.
+        """
+        with alone(self._layout.evicting) as free:
+            if not free:
                 return None
             now = self._clock()
             self._tidy_spool(now)
+            self._tidy_quarantine(now)
+            self._tidy_links(now)
             found = [Used(digest, status.st_size, status.st_mtime) for digest, status in self._blobs.scan()]
-            leaving = choose(found, limit=self._limit(shutil.disk_usage(self._spool).total), now=now)
+            leaving = self._choose(found, now, room)
             for blob in leaving:
                 self._blobs.remove(blob.digest)
             if leaving:
                 self._links.forget({blob.digest for blob in leaving})
             return Swept(sum(b.size for b in found), sum(b.size for b in leaving), len(leaving))
 
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(fd)
+    def _choose(self, found: list[Used], now: float, room: int) -> list[Used]:
+        limit = self._limit(shutil.disk_usage(self._spool).total)
+        leaving = choose(found, limit=limit, now=now, room=room)
+        if not leaving:
+            return leaving
+        catalog = Catalog(self._layout.root)
+        keep = catalog.needed_by(image for image in catalog.images if is_kept(image))
+        return choose(ranked(found, catalog), limit=limit, now=now, room=room, keep=keep)
 
     def _tidy_spool(self, now: float) -> None:
         parts = {path.stem for path in self._spool.glob("*.part")}
         for path in self._spool.iterdir():
             try:
-                age = now - path.stat().st_mtime
+                age = abs(now - path.stat().st_mtime)
                 if path.suffix == ".part":
                     if age > ABANDONED_SECONDS:
                         self._remove_abandoned(path)
@@ -121,6 +184,27 @@ class Sweeper:
                     path.unlink(missing_ok=True)
             except FileNotFoundError:
                 continue  # its download ended meanwhile
+
+    def _tidy_links(self, now: float) -> None:
+        """Remove what a process that was killed was about to make a link. Walks the whole tree, so not each time."""
+        if abs(now - self._tidied) < TIDY_SECONDS:
+            return
+        self._tidied = now
+        for root, _, names in os.walk(self._layout.links):
+            for name in names:
+                path = Path(root, name)
+                try:
+                    if name.startswith(".") and abs(now - path.stat().st_mtime) > NOTE_SECONDS:
+                        path.unlink(missing_ok=True)
+                except FileNotFoundError:
+                    continue  # it is a link by now
+
+    def _tidy_quarantine(self, now: float) -> None:
+        if not self._quarantine.is_dir():
+            return
+        for path in self._quarantine.iterdir():
+            if now - path.stat().st_mtime > QUARANTINE_SECONDS:
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _remove_abandoned(path: Path) -> None:

@@ -1,9 +1,27 @@
-"""What to do for a tag, given what is kept of it and what upstream's HEAD says of it now. Pure."""
+"""What to do for a tag, given what is kept of it and what upstream says of it now. Pure."""
 
 from dataclasses import dataclass
 
 from mitm_cache.cache.entry import Link
 from mitm_cache.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a tag was when it was last seen, whose bytes are here; `age`: seconds since upstream said so, None where
+    that is not known."""
+
+    link: Link
+    age: float | None
+
+    def is_fresh(self, ttl: float) -> bool:
+        """Whether upstream need not be asked, as it was within `ttl` seconds."""
+        return self.age is not None and self.age < ttl
+
+    @property
+    def told(self) -> str:
+        """How old that is, for people."""
+        return "at some time" if self.age is None else f"{self.age:.0f} s ago"
 
 
 @dataclass(frozen=True, slots=True)

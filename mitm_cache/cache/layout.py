@@ -36,8 +36,17 @@ class Layout:
         return self.root / "index"
 
     @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
     def run(self) -> Path:
         return self.root / "run"
+
+    @property
+    def evicting(self) -> Path:
+        """The lock of whoever removes blobs, or says which are to stay."""
+        return self.run / "evict.lock"
 
 
 def open_layout(root: Path) -> Layout:
@@ -79,7 +88,10 @@ def _found(root: Path, marker: Path) -> None:
         )
     root.chmod(root.stat().st_mode & 0o770)  # a new disk's mount point is open to everybody
     draft = root / f"FORMAT.{secrets.token_hex(4)}"
-    draft.write_text(json.dumps({"format": FORMAT, "identity": secrets.token_hex(8)}) + "\n")
+    with draft.open("w") as file:
+        file.write(json.dumps({"format": FORMAT, "identity": secrets.token_hex(8)}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # after a power failure an empty marker would be taken for a damaged one
     try:
         # A link, not a rename: of two processes that start at once the first one's identity stays.
         os.link(draft, marker)

@@ -1,21 +1,27 @@
 """Which repository holds which content: one small file per link, so that the index can be thrown away.
 
 `links/<registry>/<repository>/_digests/<alg>-<hex>` says that a repository holds a digest, and
-`…/_tags/<tag>/<accept key>` what a tag was for clients that take those manifest types. No part of a repository's
+`…/_tags/<tag>/<accept key>` what a tag was for clients that take those manifest types; the key `any` is what was put
+here by the operator, for all of them. No part of a repository's
 name begins with an underscore, so neither folder can be mistaken for a repository.
 """
 
+import fcntl
 import os
 import threading
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from mitm_cache.cache.entry import Link
+from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.index import Index
-from mitm_cache.errors import StoreError
+from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import Accept
 from mitm_cache.oci.reference import Repository, Tag
+
+ANY = "any"
+"""Stands for the key of every Accept that takes the manifest."""
 
 
 class Links:
@@ -31,15 +37,93 @@ class Links:
 
     def tagged(self, registry: str, repository: Repository, tag: Tag, accept: Accept) -> Link | None:
         """What a tag was when it was last seen, or None."""
-        return self._read(f"{registry}/{repository}/_tags/{tag}/{accept.key}")
+        folder = f"{registry}/{repository}/_tags/{tag}"
+        if (link := self._read(f"{folder}/{accept.key}")) is None and (given := self._read(f"{folder}/{ANY}")):
+            link = given if accept.takes(given.media_type) else None
+        return link
+
+    def tagged_at(self, registry: str, repository: Repository, tag: Tag, accept: Accept) -> float | None:
+        """Since when a tag is known to be what `tagged` says, in seconds of the epoch. Blocks on the disk."""
+        folder = self._folder / registry / str(repository) / "_tags" / str(tag)
+        for name in (accept.key, ANY):
+            try:
+                return (folder / name).stat().st_mtime
+            except OSError:
+                continue
+        return None
+
+    def given_at(self, registry: str, repository: Repository, tag: Tag) -> float | None:
+        """When a tag was last given, in seconds of the epoch. Blocks on the disk."""
+        try:
+            return (self._folder / registry / str(repository) / "_tags" / str(tag) / ANY).stat().st_mtime
+        except OSError:
+            return None
+
+    def told(self, registry: str, repository: Repository, tag: Tag) -> Iterator[Link]:
+        """What a tag was when it was last seen, for any client, the latest first. Reads a small folder."""
+        found: list[tuple[float, str]] = []
+        try:
+            files = (self._folder / registry / str(repository) / "_tags" / str(tag)).iterdir()
+            found = [(path.stat().st_mtime, path.name) for path in files if not path.name.startswith(".")]
+        except OSError:
+            pass  # nothing is known of it, or it is being forgotten
+        for _, name in sorted(found, reverse=True):
+            if (link := self._read(f"{registry}/{repository}/_tags/{tag}/{name}")) is not None:
+                yield link
 
     def hold(self, registry: str, repository: Repository, link: Link) -> None:
-        """Record that a repository holds a content. Blocks on the disk; raises StoreError."""
-        self._write(f"{registry}/{repository}/_digests/{link.digest.filename}", link)
+        """Record that a repository holds a content. What the operator has put here stays that, whoever pulls it.
+
+        Blocks on the disk; raises StoreError.
+        """
+        name = f"{registry}/{repository}/_digests/{link.digest.filename}"
+        if _outranks(self._read(name), link) or self._is_written(name, link.to_json()):
+            return
+        with self._alone(self._folder / name):
+            text = _text_of(self._folder / name)
+            if text is None or not _outranks(_link_of(text), link):
+                self._write(name, link)
 
     def tag(self, registry: str, repository: Repository, tag: Tag, accept: Accept, link: Link) -> None:
         """Record what a tag is now. Blocks on the disk; raises StoreError."""
         self._write(f"{registry}/{repository}/_tags/{tag}/{accept.key}", link)
+
+    def give(self, registry: str, repository: Repository, tag: Tag, link: Link) -> None:
+        """Record what a tag is now for every client. Blocks on the disk; raises StoreError."""
+        folder = f"{registry}/{repository}/_tags/{tag}"
+        self._write(f"{folder}/{ANY}", link)
+        try:
+            older = [name for name in os.listdir(self._folder / folder) if name != ANY]
+        except OSError as error:
+            raise StoreError(f"links of {folder} cannot be read: {error.strerror}") from error
+        for name in older:
+            self._drop(f"{folder}/{name}")
+
+    def given(self, registry: str, repository: Repository) -> Iterator[tuple[Tag, Link]]:
+        """The tags whose rights are the policy's: imported and synced ones. Blocks on the disk; raises StoreError."""
+        for name in self.tags(registry, repository):
+            try:
+                tag = Tag.parse(name)
+            except ClientError:
+                continue  # no file of ours
+            for link in self.told(registry, repository, tag):
+                held = self.holds(registry, repository, link.digest) or link
+                if {link.origin, held.origin} != {Origin.PULLED}:
+                    yield tag, link
+                    break
+
+    def held(self, registry: str, repository: Repository) -> Iterator[Link]:
+        """Everything that a repository holds. Blocks on the disk; raises StoreError."""
+        folder = f"{registry}/{repository}/_digests"
+        try:
+            names = sorted(os.listdir(self._folder / folder))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"links of {folder} cannot be read: {error.strerror}") from error
+        for name in names:
+            if not name.startswith(".") and (link := self._read(f"{folder}/{name}")) is not None:
+                yield link
 
     def _read(self, name: str) -> Link | None:
         row = self._index.get(f"link:{name}")
@@ -57,11 +141,28 @@ class Links:
         self._index.put_soon(f"link:{name}", text)
         return link
 
+    def _is_written(self, name: str, text: str) -> bool:
+        """Both count: the index may still know of a link that has been forgotten, or not yet of one that is written."""
+        return self._index.get(f"link:{name}") == _text_of(self._folder / name) == text
+
+    @contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Nobody else changes what a repository holds meanwhile, in no process."""
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"links of {path.parent} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
     def _write(self, name: str, link: Link) -> None:
         text = link.to_json()
         path = self._folder / name
-        # Both count: the index may still know of a link that has been forgotten, or not yet of one that is written.
-        if self._index.get(f"link:{name}") == _text_of(path) == text:
+        if self._is_written(name, text):
             return
         draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
@@ -79,7 +180,7 @@ class Links:
         """Each registry and repository of which something is known. Walks the tree; raises StoreError."""
         try:
             for root, folders, _ in os.walk(self._folder, onerror=_raise):
-                if "_digests" in folders:
+                if "_digests" in folders and os.listdir(Path(root, "_digests")):
                     registry, _, name = str(Path(root).relative_to(self._folder)).partition("/")
                     yield registry, Repository.parse(name)
                 folders[:] = sorted(folder for folder in folders if not folder.startswith(("_", ".")))
@@ -90,7 +191,7 @@ class Links:
         """The tags that are known of a repository. Blocks on the disk; raises StoreError."""
         folder = self._folder / registry / str(repository) / "_tags"
         try:
-            return sorted(path.name for path in folder.iterdir())
+            return sorted(path.name for path in folder.iterdir() if any(path.iterdir()))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -110,6 +211,10 @@ class Links:
     def drop(self, registry: str, repository: Repository, digest: Digest) -> None:
         """Forget that a repository holds a content. Blocks on the disk; raises StoreError."""
         self._drop(f"{registry}/{repository}/_digests/{digest.filename}")
+
+    def remove(self, name: str) -> None:
+        """Remove a link by its place in the tree, whatever is in it. Blocks on the disk; raises StoreError."""
+        self._drop(name)
 
     def _drop(self, name: str) -> None:
         try:
@@ -134,6 +239,18 @@ class Links:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _outranks(known: Link | None, link: Link) -> bool:
+    """Whether a link says more than another of the same content that is to take its place."""
+    return known is not None and link.origin is Origin.PULLED and known.origin is not Origin.PULLED
+
+
+def _link_of(text: str) -> Link | None:
+    try:
+        return Link.from_json(text)
+    except StoreError:
+        return None
 
 
 def _text_of(path: Path) -> str | None:

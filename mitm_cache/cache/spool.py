@@ -8,16 +8,20 @@ generation is marked, unlinked and never reused or truncated. Local file systems
 
 import contextlib
 import enum
+import errno
 import fcntl
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.entry import Head
+from mitm_cache.cache.room import Room
+from mitm_cache.cache.trouble import Trouble
 from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
 
@@ -30,8 +34,11 @@ class State(enum.IntEnum):
     GROWING = 0o600
     VERIFIED = 0o640
     FAILED = 0o601
+    ABANDONED = 0o611
+    """The disk takes no more of it; what there is of it is good so far."""
 
 
+_ENDED = (State.VERIFIED, State.FAILED, State.ABANDONED)
 _NOTED = 0o620
 """A growing part about which its writer has left a note."""
 
@@ -75,11 +82,11 @@ class Part:
         status = os.fstat(self._fd)
         mode = status.st_mode & 0o777
         # Neither mark means growing, whatever an administrator's chmod -R did to it.
-        return State(mode) if mode in (State.VERIFIED, State.FAILED) else State.GROWING, status.st_size
+        return State(mode) if mode in _ENDED else State.GROWING, status.st_size
 
     def has_note(self) -> bool:
         """Whether a note with this inode's number is about this generation: numbers are used again."""
-        return os.fstat(self._fd).st_mode & 0o777 in (_NOTED, State.VERIFIED, State.FAILED)
+        return os.fstat(self._fd).st_mode & 0o777 in (_NOTED, *_ENDED)
 
     def is_current(self) -> bool:
         """Whether the path still leads to this generation."""
@@ -101,14 +108,26 @@ class Part:
         fd = os.open(f"/proc/self/fd/{self._fd}", _FLAGS)
         return type(self)(self.digest, self.path, fd)
 
-    def append(self, data: bytes) -> None:
-        """Write at the end. Raises StoreError, on a full disk for one."""
-        try:
-            view = memoryview(data)
-            while view:
+    def share(self) -> Self:
+        """Another descriptor of a reader's open file: nothing is opened, which a broken disk might not allow."""
+        return type(self)(self.digest, self.path, os.dup(self._fd))
+
+    def append(self, data: bytes, make_room: Callable[[int], bool] = lambda _: False) -> None:
+        """Write at the end; `make_room` is asked once where the disk is full. Raises StoreError.
+
+        What was written before an error stays, and is right.
+        """
+        view = memoryview(data)
+        asked = False
+        while view:
+            try:
                 view = view[os.write(self._fd, view) :]
-        except OSError as error:
-            raise StoreError(f"the cache cannot be written: {error.strerror}") from error
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if full and not asked and make_room(len(view)):
+                    asked = True
+                    continue
+                raise StoreError(f"the cache cannot be written: {error.strerror}") from error
 
     def read(self, position: int, size: int) -> bytes:
         """At most `size` bytes from a position that has been written. Raises StoreError."""
@@ -144,9 +163,12 @@ class Reading:
 class Spool:
     """The folder of part files."""
 
-    def __init__(self, folder: Path, blobs: Blobs) -> None:
+    def __init__(self, folder: Path, blobs: Blobs, room: Room | None = None) -> None:
+        """`room`: what keeps some of the disk free; without it a download may fill it."""
         self._folder = folder
         self._blobs = blobs
+        self._room = room
+        self.trouble = Trouble()
 
     def join(self, digest: Digest) -> Writing | Reading | None:
         """Become the writer or a reader of a digest's download; None: the blob is there by now, or look again.
@@ -171,7 +193,7 @@ class Spool:
 
     def _role(self, part: Part) -> Writing | Reading | None:
         if not part.lock():
-            return None if part.stat()[0] is State.FAILED else Reading(part)
+            return None if part.stat()[0] in (State.FAILED, State.ABANDONED) else Reading(part)
         # The path may lead elsewhere since the open: writing on would change an adopted blob.
         if not part.is_current():
             return None
@@ -183,7 +205,7 @@ class Spool:
                 self._blobs.adopt(part.digest, part.path)
                 self.forget(part.digest)
                 return None
-            case State.FAILED:
+            case State.FAILED | State.ABANDONED:
                 part.path.unlink(missing_ok=True)
                 return None
             case State.GROWING:
@@ -216,9 +238,50 @@ class Spool:
             os.fdatasync(part.fileno())
             os.fchmod(part.fileno(), State.VERIFIED)
             self._blobs.adopt(part.digest, part.path)
+            self._blobs.vouch(part.inode, part.stat()[1])
         except OSError as error:
             raise StoreError(f"the cache cannot be written: {error.strerror}") from error
         self.forget(part.digest)
+
+    def check_room(self, missing: int) -> None:
+        """Make room for the rest of a download. Raises StoreError where there is none."""
+        if self._room is not None:
+            self._room.check(missing)
+
+    def append(self, part: Part, data: bytes) -> None:
+        """Write at the end of a part, evicting where the disk is full. Raises StoreError."""
+        part.append(data, self._room.make if self._room is not None else lambda _: False)
+
+    def keep(self, digest: Digest, head: Head, content: bytes) -> None:
+        """Make content that is at hand and proven a blob, unless somebody else does, or the disk takes nothing."""
+        try:
+            role = self.join(digest)
+        except StoreError as error:
+            self.trouble.report(error)
+            return
+        if role is None:
+            return
+        try:
+            if isinstance(role, Writing) and role.part.stat()[1] == 0:
+                self.check_room(len(content))
+                self.write_note(role.part, head)
+                self.append(role.part, content)
+                self.seal(role.part)
+        except StoreError as error:
+            self.abandon(role.part)
+            self.trouble.report(error)
+        finally:
+            role.part.close()
+
+    def abandon(self, part: Part) -> None:
+        """The disk takes no more of a part: free what it holds. Its readers go on without it."""
+        with contextlib.suppress(OSError):
+            os.fchmod(part.fileno(), State.ABANDONED)
+        with contextlib.suppress(OSError):
+            if part.is_current():
+                part.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.forget(part.digest)
 
     def discard(self, part: Part, outcome: Outcome) -> None:
         """Mark a generation as bad, tell its readers why, and unlink it; the caller still closes the part."""
@@ -282,7 +345,7 @@ class Spool:
                 Head(int(fields["size"]), str(fields["type"])),
                 None if outcome is None else Outcome(*outcome),
             )
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None  # a note that a power failure has torn says nothing
         except OSError as error:
             raise StoreError(f"the spool's note on {digest} cannot be read: {error.strerror}") from error

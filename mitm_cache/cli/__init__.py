@@ -8,13 +8,26 @@ import click
 
 from mitm_cache.cli.addon_path import addon_path
 from mitm_cache.cli.ca import ca
+from mitm_cache.cli.completion import completion
 from mitm_cache.cli.demo import demo
 from mitm_cache.cli.doctor import doctor
 from mitm_cache.cli.example import example
 from mitm_cache.cli.example_dns import coredns, dnsmasq, unbound
+from mitm_cache.cli.export import export
+from mitm_cache.cli.import_ import import_
+from mitm_cache.cli.ls import ls
+from mitm_cache.cli.pin import pin, unpin
+from mitm_cache.cli.prune import prune
+from mitm_cache.cli.pull import pull
+from mitm_cache.cli.reload import reload
+from mitm_cache.cli.rm import rm
 from mitm_cache.cli.serve import serve
 from mitm_cache.cli.setup import setup
 from mitm_cache.cli.status import status
+from mitm_cache.cli.sync import sync
+from mitm_cache.cli.user import user
+from mitm_cache.cli.verify import verify
+from mitm_cache.cli.why import why
 from mitm_cache.config import Config, load
 from mitm_cache.errors import MitmCacheError
 
@@ -45,11 +58,17 @@ def main(context: click.Context, file: Path | None, data_dir: str | None) -> Non
     Nodes keep their image names; they reach this cache by /etc/hosts, by HTTPS_PROXY, or as a mirror.
     """
     flags = {"data_dir": data_dir} if data_dir else {}
-    config_of: Callable[[], Config] = lambda: load(file=file, flags=flags)  # noqa: E731 - made when a command asks
+    config_of: Callable[..., Config] = lambda **more: load(file=file, flags=flags | more)  # noqa: E731 - made when a command asks
     context.obj = config_of
 
 
 for _command in (dnsmasq, unbound, coredns):
     example.add_command(_command)
-for _command in (serve, demo, status, doctor, ca, example, addon_path, setup):
+for _command in (serve, reload, demo, status, doctor, why, ca, example, addon_path, setup, user, verify):
+    main.add_command(_command)
+for _command in (export, import_):
+    main.add_command(_command)
+for _command in (pull, sync):
+    main.add_command(_command)
+for _command in (ls, rm, pin, unpin, prune, completion):
     main.add_command(_command)

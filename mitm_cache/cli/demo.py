@@ -36,8 +36,9 @@ def demo() -> None:
 
 @contextmanager
 def _start_cache(file: Path) -> Iterator[_Endpoint]:
-    from mitm_cache.app import App, configure_logging, run_in_thread
+    from mitm_cache.app import App, run_in_thread
     from mitm_cache.config import load
+    from mitm_cache.workers.logs import configure_logging
 
     configure_logging()
     # The table is what the demo shows; the access lines go to a file beside the configuration.

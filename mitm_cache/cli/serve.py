@@ -1,47 +1,77 @@
 """`mitm-cache serve`: run the cache in the foreground."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
 if TYPE_CHECKING:
-    from mitm_cache.app import App
+    from mitm_cache.ca.custody import Custody
+    from mitm_cache.cache.layout import Layout
     from mitm_cache.config import Config
+    from mitm_cache.listening import Bound
+
+
+class Service(Protocol):
+    """What is about to serve."""
+
+    config: "Config"
+    layout: "Layout"
+    custody: "Custody"
+
+    @property
+    def bound(self) -> "Bound": ...
 
 
 @click.command()
+@click.option("--workers", metavar="N|auto", help="Processes that serve, instead of serve.workers; auto: one per CPU.")
+@click.option("--user", default="", metavar="NAME", help="Become this user once the ports are bound (started as root).")
 @click.pass_obj
-def serve(config_of: "Callable[[], Config]") -> None:
-    """Run the cache in the foreground until it is told to stop (SIGTERM, Ctrl-C)."""
-    config = config_of()
-    # mitmproxy takes most of a second to import: a wrong key should be told at once.
-    from mitm_cache.app import App, configure_logging, serve_forever
-    from mitm_cache.welcome.facts import own_address
+def serve(config_of: "Callable[..., Config]", workers: str | None, user: str) -> None:
+    """Run the cache in the foreground until it is told to stop (SIGTERM, Ctrl-C).
 
+    SIGHUP, or 'mitm-cache reload', takes up another configuration without dropping a connection. The first SIGTERM
+    waits for what is under way, for serve.drain at most; a second one ends at once.
+    """
+    import asyncio
+
+    from mitm_cache.workers.logs import configure_logging
+    from mitm_cache.workers.privileges import warn_of_root
+    from mitm_cache.workers.start import prepare
+
+    flags = {"serve.workers": workers} if workers is not None else {}
+    config = config_of(**flags)
     configure_logging()
-    app = App(config)
-    click.echo("\n".join(banner(app, own_address())), err=True)
-    serve_forever(app, lambda: click.echo("Ready.", err=True))
+    places, hands = prepare(config, user)
+    # While the workers load: what they load takes most of a second.
+    from mitm_cache.welcome.facts import own_address
+    from mitm_cache.workers.supervisor import Supervisor
+
+    service = Supervisor(config, places, hands, load=lambda: config_of(**flags))
+    warn_of_root(user)
+    click.echo("\n".join(banner(service, own_address())), err=True)
+    asyncio.run(service.run(lambda: click.echo("Ready.", err=True)))
 
 
-def banner(app: "App", address: str) -> Iterator[str]:
+def banner(service: Service, address: str) -> Iterator[str]:
     """What is listened on, where the CA is, and the lines to paste on a node, true for the ports that were bound."""
     from mitm_cache.welcome.facts import Facts
     from mitm_cache.welcome.script import Script
 
-    yield f"data         {app.layout.root}"
-    yield f"CA           {app.authority.certificate_path}"
-    yield f"             SHA-256 {app.authority.fingerprint}"
-    if app.config.proxy is not None:
-        yield f"upstream     by proxy {app.config.proxy} ({app.config.proxy.key})"
-    for name, upstream in app.config.upstreams.items():
+    authority = service.custody.signer(datetime.now(UTC))
+    yield f"data         {service.layout.root}"
+    yield f"CA           {authority.certificate_path}"
+    yield f"             SHA-256 {authority.fingerprint}"
+    if service.config.proxy is not None:
+        yield f"upstream     by proxy {service.config.proxy} ({service.config.proxy.key})"
+    for name, upstream in service.config.upstreams.items():
         if upstream.insecure:
             yield f"INSECURE     {name}: its TLS is NOT verified (registries.{name}.insecure)"
-    for listener, bound, port in app.bound.addresses():
+    for listener, bound, port in service.bound.addresses():
         yield f"{listener:<12} {f'[{bound}]' if ':' in bound else bound}:{port}  {_PURPOSES[listener]}"
     yield ""
-    facts = Facts.of(app.config, app.custody, app.bound.addresses(), address)
+    facts = Facts.of(service.config, service.custody, service.bound.addresses(), address)
     script = Script(facts)
     mirror, connect = facts.places.get("mirror"), facts.places.get("connect")
     if mirror:
@@ -56,7 +86,7 @@ def banner(app: "App", address: str) -> Iterator[str]:
         yield f"  {script.line(way)}"
     elif facts.for_names:
         yield "Every registry: on a node"
-        yield f"  scp {app.authority.certificate_path} certs/install-ca.sh NODE:"
+        yield f"  scp {authority.certificate_path} certs/install-ca.sh NODE:"
         yield "  ssh NODE sudo sh install-ca.sh ca.crt"
         yield f"  mitm-cache example hosts --address {facts.for_names.host} | ssh NODE sudo tee -a /etc/hosts"
     if not facts.for_names:

@@ -19,6 +19,8 @@ READY, NOT_READY, NOT_RUNNING = 0, 1, 3
 SOON = timedelta(days=30)
 TIMEOUT = 4.0
 """Seconds; the service itself gives its disk three."""
+COUNTING = 2.0
+"""Seconds that the images may be counted for: a container's health check has not much more."""
 MAX_DOCUMENT = 1 << 20
 
 type Document = Mapping[str, Any]
@@ -35,6 +37,7 @@ def status(config_of: "Callable[[], Config]", as_json: bool) -> None:
     """
     config = config_of()
     document, code = look(config)
+    document = {**document, "images": images(config)}
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -112,6 +115,21 @@ def _blobs(config: "Config") -> dict[str, Any]:
     return {"blobs": {"count": count, "bytes": size}, "limit": limit}
 
 
+def images(config: "Config") -> dict[str, Any] | None:
+    """How many tags have something here, how it came, and what is pinned; None where that cannot be counted."""
+    from mitm_cache.cache.tree import count_tags
+    from mitm_cache.errors import StoreError
+
+    try:
+        tally = count_tags(config.data_dir, seconds=COUNTING)
+    except (StoreError, OSError):
+        return None
+    if tally is None:
+        return None
+    origins = {origin.value: count for origin, count in sorted(tally.origins.items())}
+    return {"count": tally.origins.total(), "pinned": tally.pinned, "origins": origins}
+
+
 def _ca(config: "Config") -> dict[str, object]:
     from mitm_cache.admin.status import describe
     from mitm_cache.ca.rotation import Pair
@@ -142,6 +160,7 @@ def _rows(document: Document) -> Iterator[tuple[str, str]]:
         host = f"[{each['address']}]" if ":" in each["address"] else each["address"]
         yield each["name"], f"{host}:{each['port']}"
     yield "blobs", _held(document)
+    yield "images", _images(document.get("images"))
     if "requests" in document:
         yield from _traffic(document)
     authority = document["ca"]
@@ -167,7 +186,9 @@ def _state(document: Document) -> str:
     if "trouble" in document:
         return f"not ready: {document['trouble']}"
     word = "ready" if document["ready"] else "not ready"
-    return f"{word}, process {document['pid']}, since {document['started']}"
+    workers = [pid for pid in document.get("workers", ()) if pid != document["pid"]]
+    of = f" with {', '.join(map(str, workers))}" if workers else ""
+    return f"{word}, process {document['pid']}{of}, since {document['started']}"
 
 
 def _held(document: Document) -> str:
@@ -176,14 +197,27 @@ def _held(document: Document) -> str:
     return f"{held['count']:,} files, {size(held['bytes'])}{of}" if held else f"not counted{of}"
 
 
+def _images(counted: Mapping[str, Any] | None) -> str:
+    if counted is None:
+        return "not counted"
+    origins = ", ".join(f"{count:,} {origin}" for origin, count in counted["origins"].items())
+    return f"{counted['count']:,} tags{f' ({origins})' if origins else ''}, {counted['pinned']:,} pinned"
+
+
 def _traffic(document: Document) -> Iterator[tuple[str, str]]:
     requests, moved, evicted = document["requests"], document["bytes"], document["evicted"]
     yield "requests", ", ".join(f"{count:,} {outcome}" for outcome, count in requests.items()) or "none yet"
     yield "in flight", f"{document['in_flight']:,}"
     yield "to clients", f"{size(moved['sent'])}, of which {size(moved['saved'])} saved upstream"
     yield "upstream", f"{size(moved['received'])} fetched"
+    for registry, quota in document.get("quotas", {}).items():
+        of = "" if quota["limit"] is None else f" of {quota['limit']:,}"
+        window = f" in {quota['window'] / 3600:g} h" if quota["window"] else ""
+        yield "quota", f"{registry}: {quota['left']:,}{of} pulls left{window}"
     if evicted["count"]:
         yield "evicted", f"{evicted['count']:,} files, {size(evicted['bytes'])}"
+    if uncached := document.get("uncached"):
+        yield "UNCACHED", f"{uncached:,} pulls passed through: the disk is full, read-only or broken"
 
 
 def size(count: float) -> str:

@@ -16,7 +16,7 @@ from mitm_cache.doctor.service import Service
 from mitm_cache.errors import LoopError, StoppingError, UpstreamError
 from mitm_cache.registries import Registry
 from mitm_cache.upstream import rules
-from mitm_cache.upstream.client import Call, Client
+from mitm_cache.upstream.client import Bounds, Call, Client
 from mitm_cache.upstream.curl import Answer, Transport
 from mitm_cache.upstream.route import Router
 from mitm_cache.upstream.tokens import Tokens
@@ -54,8 +54,10 @@ class Upstream:
                 tokens=Tokens(),
                 bases=self._bases,
                 via="mitm-cache-doctor",
-                allow_http=lambda _: self.config.allow_http,
-                allow_private=self.config.allow_private,
+                bounds=Bounds(
+                    allow_http=self.config.allow_http,
+                    allow_private=self.config.allow_private,
+                ),
             )
             return client.exchange(
                 Call(

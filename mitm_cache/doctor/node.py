@@ -166,7 +166,7 @@ def read_daemon_json(path: Path) -> tuple[Mapping[str, Any], str]:
         return {}, ""
     except OSError as error:
         return {}, f"{path} cannot be read: {error.strerror}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"{path} is not JSON: {error}"
     return (document, "") if isinstance(document, dict) else ({}, f"{path} is not a JSON object")
 
@@ -192,7 +192,7 @@ def _read_hosts_toml(path: Path) -> tuple[list[str], bool]:
     """The files of CAs that containerd is told of, and whether it is told not to verify."""
     try:
         document = tomllib.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return [], False
     hosts = document.get("host")
     tables = [document, *(hosts.values() if isinstance(hosts, dict) else ())]

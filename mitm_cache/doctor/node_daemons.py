@@ -92,7 +92,7 @@ def _ask_dockerd(scene: Scene, daemon: Process) -> Mapping[str, Any] | None:
         document = json.loads(connection.getresponse().read(1 << 20))
         registries = document["RegistryConfig"]
         return registries if isinstance(registries, dict) else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, RecursionError, KeyError, TypeError):
         return None
     finally:
         connection.close()

@@ -252,7 +252,7 @@ def fetch_token(ways: Sequence[Way | Straight], challenge: str) -> tuple[str, st
         try:
             document = json.loads(reply.body) if reply.status == 200 else {}
             token = document.get("token") or document.get("access_token")
-        except (ValueError, AttributeError):
+        except (ValueError, RecursionError, AttributeError):
             continue
         if isinstance(token, str) and token.isprintable():
             return token, ""

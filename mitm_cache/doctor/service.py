@@ -83,7 +83,7 @@ def _get(endpoint: Endpoint, page: str) -> Mapping[str, Any]:
     try:
         connection.request("GET", page)
         document = json.loads(connection.getresponse().read(1 << 20))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("it is not mitm-cache that answers there") from None
     finally:
         connection.close()

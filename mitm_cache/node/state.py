@@ -38,14 +38,14 @@ class State:
         self.folder, self._place = folder_of(root) / place, place
         self.records: dict[str, Record] = {}
         try:
-            text = (self.folder / MANIFEST).read_text()
+            content = (self.folder / MANIFEST).read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
             raise ConfigError(f"{self.folder / MANIFEST} cannot be read: {error.strerror}; run this as root") from error
         try:
-            self.records = _parse(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.records = _parse(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ConfigError(f"{self.folder / MANIFEST} is damaged; the files as they were are beside it") from error
 
     def before(self, record: Record) -> str | None:

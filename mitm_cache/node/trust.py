@@ -16,7 +16,8 @@ NAME, NEXT_NAME = "mitm-cache.crt", "mitm-cache-next.crt"
 TIMEOUT = 10.0
 """Seconds."""
 MAX_SIZE = 1 << 16
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----")
+# Blanks are taken once (++), or two runs of them would share what a liar sends in every way there is.
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----\s++([A-Za-z0-9+/=\s]++)-----END CERTIFICATE-----")
 _BINARIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 _HASH = re.compile(r"[0-9A-F]{64}")
 

@@ -24,7 +24,7 @@ from OpenSSL import SSL
 
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.proxy.door import Exchange
-from mitm_cache.wire.message import FileBody, StreamBody
+from mitm_cache.wire.message import FileBody, Source, StreamBody
 
 CHUNK = 256 << 10
 CROWD = 4
@@ -107,10 +107,15 @@ class Pump:
         source, span = body.source, body.span
         writer.transport.set_write_buffer_limits(0)  # drain() then means that the buffer may be used again
         buffer = memoryview(bytearray(min(CHUNK, max(span.length, 1))))
-        device = os.fstat(source.fileno()).st_dev
+        device = -1
         position = span.start
         while position < span.stop:
             limit = await source.readable(position, span.stop)
+            if limit == position:
+                await self._pass_rest(delivery, source, span.stop - position, writer)
+                return
+            if device < 0:
+                device = os.fstat(source.fileno()).st_dev
             turn = CHUNK if self._moving < CROWD else CROWD_CHUNK
             chunk = buffer[: min(len(buffer), turn, limit - position)]
             size = await self._read(source.fileno(), chunk, position, device)
@@ -119,6 +124,17 @@ class Pump:
             await self._write(delivery, [chunk[:size]], writer)
             position += size
             delivery.sent += size
+
+    async def _pass_rest(self, delivery: Delivery, source: Source, missing: int, writer: asyncio.StreamWriter) -> None:
+        """What the disk did not take: it is not in the file, and comes as a stream."""
+        if delivery.exchange.response is not None:
+            delivery.exchange.response.reason = source.reason
+        while data := await source.receive():
+            await self._write(delivery, [data], writer)
+            delivery.sent += len(data)
+            missing -= len(data)
+        if missing:
+            raise EOFError("the rest came short")
 
     async def _pass(self, delivery: Delivery, body: StreamBody, writer: asyncio.StreamWriter) -> None:
         delivery.exchange.mark_first_byte()

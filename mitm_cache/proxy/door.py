@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from secrets import token_hex
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,8 @@ from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, class
 from mitm_cache.proxy.identity import Arrival, identify, is_own, split_host
 from mitm_cache.registries import Known, Registry
 from mitm_cache.upstream.passage import Passage
+from mitm_cache.users import Users
+from mitm_cache.wire.basic import Basic, parse_basic
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Credential, Request, Response
 
@@ -33,11 +35,12 @@ FORMS = {"authority": 405, "absolute": 400}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a connection came in: by which listener and local port, and behind which CONNECT, if one."""
+    """How a connection came in: by which listener and local port, and behind which CONNECT of which user, if one."""
 
     listener: str
     port: int
     target: str = ""
+    user: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +52,7 @@ class Exchange:
     method: str
     user_agent: str
     journal: Journal
+    user: str = ""
     request: Request | None = None
     registry: Registry | None = None
     relayed: bool = False
@@ -85,6 +89,7 @@ class Exchange:
                 time=self.at,
                 listener=self.listener,
                 client=self.client,
+                user=self.user,
                 method=self.method,
                 outcome="ERROR" if failure or response is None else response.outcome,
                 reason=failure or (response.reason if response else "no answer was made"),
@@ -101,6 +106,11 @@ class Exchange:
                 request_id=self.request_id,
             )
         )
+        # Why a body broke off is remembered there with the frames that it went through, and they have the flow. By the
+        # flow this is found for as long as it lives: together they would never be let go of.
+        self.passage = None
+        if response is not None and not isinstance(response.body, bytes):
+            response.body = b""
 
 
 def _reference(operation: Operation | None) -> str:
@@ -125,11 +135,14 @@ class Door:
         ways: Mapping[str, Way],
         own: Collection[str] = (),
         pages: Pages | None = None,
+        users: Users | None = None,
     ) -> None:
-        """`ways`: how each connection came in, by mitmproxy's id; `own`: the cache's names, where its `pages` are."""
+        """`ways`: how each connection came in, by mitmproxy's id; `own`: the cache's names, where its `pages` are;
+        `users`: whose passwords are for the cache itself."""
         self._known = known
         self._own = frozenset(own)
         self._pages = pages
+        self._users = users
         self._journal = journal
         self._via = via
         self._ways = ways
@@ -153,6 +166,7 @@ class Door:
             method=request.method[:16],
             user_agent=request.headers.get("user-agent", ""),
             journal=self._journal,
+            user=way.user,
         )
         try:
             sni = (client.sni or "").lower().rstrip(".") if client.tls else None
@@ -162,6 +176,37 @@ class Door:
         except MitmCacheError as error:
             exchange.response = explain(error, exchange.request)
         return exchange
+
+    def login(self, exchange: Exchange) -> Basic | None:
+        """The name and password of a request that `recognize` has to judge, which may take a while: None where there
+        are none, and where all is known already."""
+        request = exchange.request
+        if self._users is None or request is None or request.credential is None or exchange.response is not None:
+            return None
+        login = parse_basic(request.headers.get_all("authorization"))
+        if login is None:
+            return None
+        right = self._users.recall(login)
+        if right:
+            self._take(exchange, login)
+        return login if right is None else None
+
+    async def recognize(self, exchange: Exchange, login: Basic) -> None:
+        """Keep what is a password of the users file from going upstream; anything else is for the registry."""
+        assert self._users is not None
+        try:
+            if await self._users.check(exchange.client, login):
+                self._take(exchange, login)
+        except ClientError as error:
+            if self._users.knows(login.name):  # it may be the right password, and upstream is not to see that
+                exchange.response = explain(error, exchange.request)
+
+    def _take(self, exchange: Exchange, login: Basic) -> None:
+        request = exchange.request
+        assert request is not None
+        exchange.user = login.name
+        headers = request.headers.without(["authorization"])
+        exchange.request = replace(request, headers=headers, credential=None, user=login.name)
 
     def _admit(self, exchange: Exchange, arrival: Arrival, request: http.Request) -> None:
         place = identify(arrival, self._hosts(arrival, request), request.path, self._known, self._own)
@@ -185,6 +230,7 @@ class Door:
             target=place.target,
             headers=headers,
             credential=Credential(authorization) if authorization else None,
+            user=exchange.user,
             size=_size(headers),
             mirror=place.mirror,
             given=place.given,
@@ -215,6 +261,8 @@ class Door:
         # By this listener's own address or name there are pages, and the mirror.
         if straight and not (len(hosts) == 1 and is_own(split_host(hosts[0])[0], arrival, self._own)):
             raise ClientError("this listener takes CONNECT only: it is for HTTPS_PROXY", status=405)
+        if request.http_version not in ("HTTP/1.1", "HTTP/1.0"):
+            raise ClientError("this cache speaks HTTP/1.1", status=505)
         # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
         if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
             raise ClientError("a header holds a control character or goes on in a second line")

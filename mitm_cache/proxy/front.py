@@ -18,8 +18,12 @@ from mitm_cache.oci import problem
 from mitm_cache.proxy.peek import PATIENCE, Beginning, Connect, Replay, read_connect, read_server_name
 from mitm_cache.proxy.tunnel import Tunnel
 from mitm_cache.registries import HTTPS, Known
+from mitm_cache.users import Users
+from mitm_cache.wire.basic import CHALLENGE, Basic
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+MAX_LOGINS = 4
+"""CONNECT requests of one connection without a right password; the last one is answered and the connection closed."""
 _METHODS = {"connect": "CONNECT"}
 _RANDOM = slice(11, 43)
 """Where a ClientHello has its random bytes: after the heads of record and message, and a version (RFC 8446, 4.1.2)."""
@@ -33,10 +37,12 @@ class Dial(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Intercepted:
-    """The connection is mitmproxy's, from its beginning; `target` is the host that CONNECT named, or ""."""
+    """The connection is mitmproxy's, from its beginning; `target` is the host that CONNECT named, and `user` who it
+    was, or ""."""
 
     reader: Replay
     target: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,17 @@ class Tunnelled:
     host: str
     port: int
     beginning: bytes
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A new connection: the listener and the client's address, and its two directions."""
+
+    listener: str
+    client: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
 
 
 class Front:
@@ -59,15 +76,18 @@ class Front:
         dial: Dial,
         journal: Journal,
         own: Collection[str] = (),
+        users: Users | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`connect_ports`: where tunnels may lead; `own`: the names of the cache itself."""
+        """`connect_ports`: where tunnels may lead; `own`: the names of the cache itself; `users`: who may use CONNECT,
+        None for everybody."""
         self._known = known
         self._own = frozenset(own)
         self._token_hosts = {host for registry in known for host in registry.auth_hosts if not known.find(host)}
         self._connect_ports = frozenset(connect_ports)
         self._dial = dial
         self._journal = journal
+        self._users = users
         self._clock = clock
         self._hellos: set[bytes] = set()
 
@@ -75,36 +95,66 @@ class Front:
         self, listener: str, client: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> Intercepted | None:
         """How to go on with a connection; None where it has been dealt with to its end."""
+        coming = _Coming(listener, client, reader, writer)
         try:
-            async with asyncio.timeout(PATIENCE):
-                way = await self._decide(listener, reader)
+            way = await self._decide(coming)
         except (OSError, TimeoutError):
             return None  # it has said nothing, or not in time
         except ClientError as error:
-            self._refuse(listener, client, error, writer)
+            self._refuse(coming, error)
             return None
         if isinstance(way, Tunnelled):
-            await self._tunnel(listener, client, way, reader, writer)
+            await self._tunnel(coming, way)
             return None
         if way.target:
             writer.write(ESTABLISHED)
         return way
 
-    async def _decide(self, listener: str, reader: asyncio.StreamReader) -> Intercepted | Tunnelled:
+    async def _decide(self, coming: _Coming) -> Intercepted | Tunnelled:
         """Raises ClientError where the way leads nowhere."""
-        if listener == "connect":
-            asked = await read_connect(reader)
-            if isinstance(asked, Connect):
-                return self._target(asked, reader)
-            return Intercepted(Replay(reader, asked.data))
-        beginning = await read_server_name(reader) if listener == "tls" else Beginning(b"")
+        if coming.listener == "connect":
+            return await self._follow(coming)
+        beginning = Beginning(b"")
+        if coming.listener == "tls":
+            async with asyncio.timeout(PATIENCE):
+                beginning = await read_server_name(coming.reader)
         if beginning.name in self._token_hosts:
             return Tunnelled(beginning.name, HTTPS, beginning.data)
-        return Intercepted(Replay(reader, beginning.data))
+        return Intercepted(Replay(coming.reader, beginning.data))
 
-    def _target(self, asked: Connect, reader: asyncio.StreamReader) -> Intercepted | Tunnelled:
+    async def _follow(self, coming: _Coming) -> Intercepted | Tunnelled:
+        """Where CONNECT leads, once it is known who asks; a client may try again on the same connection."""
+        rest = b""
+        for attempt in range(1, MAX_LOGINS + 1):
+            async with asyncio.timeout(PATIENCE):
+                asked = await read_connect(coming.reader, rest)
+            if not isinstance(asked, Connect):
+                return Intercepted(Replay(coming.reader, asked.data))
+            refusal = await self._unwelcome(coming.client, asked.login)
+            if refusal is None:
+                user = asked.login.name if asked.login is not None and self._users is not None else ""
+                return self._target(asked, coming.reader, user)
+            if attempt == MAX_LOGINS:
+                raise refusal
+            self._refuse(coming, refusal, again=True)
+            await coming.writer.drain()
+            rest = asked.rest
+        raise AssertionError("the last attempt has been answered")
+
+    async def _unwelcome(self, client: str, login: Basic | None) -> ClientError | None:
+        """Why a CONNECT is not followed for want of a user. Raises ClientError (429) for too many attempts."""
+        if self._users is None:
+            return None
+        if login is None:
+            return ClientError("this proxy wants a user and a password", status=407, code="UNAUTHORIZED")
+        right = self._users.recall(login)
+        if right is None:
+            right = await self._users.check(client, login)
+        return None if right else ClientError("the user or the password is wrong", status=407, code="UNAUTHORIZED")
+
+    def _target(self, asked: Connect, reader: asyncio.StreamReader, user: str) -> Intercepted | Tunnelled:
         if self._known.at(asked.host, asked.port) or asked.host in self._own:
-            return Intercepted(Replay(reader, asked.rest), asked.host)
+            return Intercepted(Replay(reader, asked.rest), asked.host, user)
         if asked.port not in self._connect_ports:
             allowed = ", ".join(map(str, sorted(self._connect_ports))) or "none"
             raise ClientError(
@@ -112,55 +162,35 @@ class Front:
                 status=403,
                 code="DENIED",
             )
-        return Tunnelled(asked.host, asked.port, asked.rest)
+        return Tunnelled(asked.host, asked.port, asked.rest, user)
 
-    async def _tunnel(
-        self,
-        listener: str,
-        client: str,
-        way: Tunnelled,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    async def _tunnel(self, coming: _Coming, way: Tunnelled) -> None:
         """Dial, and pass on until it ends. A tunnel carries no Via, but a ClientHello that is back is the same one."""
-        hello = way.beginning[_RANDOM] if listener == "tls" else b""
+        hello = way.beginning[_RANDOM] if coming.listener == "tls" else b""
         if hello in self._hellos:
-            loop = LoopError(f"{way.host} leads back to this cache; set upstream.resolvers")
-            self._refuse(listener, client, loop, writer)
+            self._refuse(coming, LoopError(f"{way.host} leads back to this cache; set upstream.resolvers"))
             return
-        if not hello:
-            await self._carry(listener, client, way, reader, writer)
-            return
-        self._hellos.add(hello)
+        if hello:
+            self._hellos.add(hello)
         try:
-            await self._carry(listener, client, way, reader, writer)
+            started = self._clock()
+            server = await self._dial(way.host, way.port, trusted=coming.listener == "tls")
+            if coming.listener == "connect":
+                coming.writer.write(ESTABLISHED)
+            tunnel = Tunnel(coming.reader, coming.writer)
+            await tunnel.run(server, way.beginning)
+        except MitmCacheError as error:
+            self._refuse(coming, error, user=way.user)
+            return
         finally:
             self._hellos.discard(hello)
-
-    async def _carry(
-        self,
-        listener: str,
-        client: str,
-        way: Tunnelled,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
-        started = self._clock()
-        try:
-            server = await self._dial(way.host, way.port, trusted=listener == "tls")
-        except MitmCacheError as error:
-            self._refuse(listener, client, error, writer)
-            return
-        if listener == "connect":
-            writer.write(ESTABLISHED)
-        tunnel = Tunnel(reader, writer)
-        await tunnel.run(server, way.beginning)
         self._journal.record(
             Event(
                 time=time.time(),
-                listener=listener,
-                client=client,
-                method=_METHODS.get(listener, ""),
+                listener=coming.listener,
+                client=coming.client,
+                user=way.user,
+                method=_METHODS.get(coming.listener, ""),
                 outcome="TUNNEL",
                 reason=f"{way.host}:{way.port}, undecrypted",
                 bytes_out=tunnel.received,
@@ -169,25 +199,32 @@ class Front:
             )
         )
 
-    def _refuse(self, listener: str, client: str, error: MitmCacheError, writer: asyncio.StreamWriter) -> None:
-        """Say why, where the client can read it; behind a ClientHello there is nothing that it would understand."""
+    def _refuse(self, coming: _Coming, error: MitmCacheError, *, user: str = "", again: bool = False) -> None:
+        """Say why, where the client can read it; behind a ClientHello there is nothing that it would understand.
+
+        `again`: the client may ask again on this connection.
+        """
         self._journal.record(
             Event(
                 time=time.time(),
-                listener=listener,
-                client=client,
-                method=_METHODS.get(listener, ""),
+                listener=coming.listener,
+                client=coming.client,
+                user=user,
+                method=_METHODS.get(coming.listener, ""),
                 outcome="REFUSED" if isinstance(error, ClientError) else "ERROR",
                 reason=error.message,
                 status=error.status,
             )
         )
-        if listener == "connect":
+        if coming.listener == "connect":
             body = problem.document(error.code, error.message)
+            fields = ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+            if error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                fields.append(f"Proxy-Authenticate: {CHALLENGE}")
+            if not again:
+                fields.append("Connection: close")
             reason = HTTPStatus(error.status).phrase
-            head = (
-                f"HTTP/1.1 {error.status} {reason}\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-            )
-            writer.write(head.encode() + body)
-        writer.close()
+            head = "\r\n".join([f"HTTP/1.1 {error.status} {reason}", *fields, "", ""])
+            coming.writer.write(head.encode() + body)
+        if not again:
+            coming.writer.close()

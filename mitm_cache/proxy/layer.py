@@ -12,11 +12,11 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
 
 from mitm_cache.proxy.door import Door
+from mitm_cache.proxy.head import MAX_HEAD, answer
+from mitm_cache.proxy.patience import UPLOAD_PIECE, Patience
 from mitm_cache.proxy.stream import DeliveryStream, OneWriteServer
 from mitm_cache.relay import Relay
 
-MAX_HEAD = 64 << 10
-"""Bytes of a request's head; mitmproxy itself has no limit."""
 MAX_AHEAD = 1 << 20
 """Bytes of requests that a client may send ahead of its answers: each answer lets some more of them in."""
 
@@ -30,6 +30,8 @@ class DeliveryLayer(HttpLayer):
         super().__init__(context, HTTPMode.regular)
         self._door = door
         self._relay = relay
+        self.patience: Patience | None = None
+        self._received = 0
         self.server = OneWriteServer(context.fork())
         self.connections[context.client] = self.server
 
@@ -45,7 +47,9 @@ class DeliveryLayer(HttpLayer):
                 return  # what follows a refusal is dropped
             yield from super()._handle_event(event)
             if isinstance(event, events.DataReceived):
+                self._received += len(event.data)
                 yield from self._limit()
+            self._expect()
         except Exception:
             # mitmproxy would log it too, and leave the client without an answer and without an end.
             logger.exception("a connection failed for no known reason")
@@ -66,10 +70,29 @@ class DeliveryLayer(HttpLayer):
             if stream is not None:
                 gone = RequestProtocolError(http1.stream_id, "a line has no end", ErrorCode.GENERIC_CLIENT_ERROR)
                 yield from self.event_to_child(stream, gone)
-            head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            yield commands.SendData(client, head)
+            yield commands.SendData(client, answer(b"431 Request Header Fields Too Large"))
             yield commands.CloseTcpConnection(client, half_close=True)
             http1.state = http1.done
+
+    def _expect(self) -> None:
+        """Say what is waited for, and how long."""
+        patience, http1 = self.patience, self.server
+        if patience is None:
+            return
+        limits = patience.limits
+        if http1.state == http1.done or not self.context.client.state & ConnectionState.CAN_WRITE:
+            patience.expect("the end", limits.upload)
+        elif http1.state == http1.read_headers:
+            # One byte may be half a line break, of which there may be any number before a head.
+            part, seconds = ("head", limits.head) if len(http1.buf) > 1 else ("idle", limits.idle)
+            patience.expect((part, http1.stream_id), seconds)
+        elif http1.state == http1.read_body:
+            stream = self.streams.get(http1.stream_id)
+            passed_on = isinstance(stream, DeliveryStream) and stream.passes_on
+            piece, seconds = (self._received // UPLOAD_PIECE, limits.upload) if passed_on else (0, limits.head)
+            patience.expect(("body", http1.stream_id, piece), seconds)
+        else:
+            patience.rest()
 
 
 class RefusalLayer(layer.Layer):

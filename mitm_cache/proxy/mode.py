@@ -5,11 +5,9 @@ as its own `ServerInstance` does, under a listener of ours, so every later decis
 """
 
 import asyncio
-import errno
-import ipaddress
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -20,63 +18,19 @@ from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.mode_specs import ProxyMode
 
-from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
-from mitm_cache.parsing import Endpoint, Network
 from mitm_cache.proxy.crowd import Crowd, room
 from mitm_cache.proxy.door import Way
 from mitm_cache.proxy.front import Front
-from mitm_cache.proxy.layer import MAX_HEAD, RefusalLayer
+from mitm_cache.proxy.head import MAX_HEAD
+from mitm_cache.proxy.layer import DeliveryLayer, RefusalLayer
+from mitm_cache.proxy.patience import Limits, Patience
 from mitm_cache.proxy.peek import Replay
+from mitm_cache.wire.clients import Clients
 
 BACKLOG = 1024
 TLS_RECORD = 0x16
 """The first byte of a ClientHello (RFC 8446, 5.1)."""
-
-
-def bind(listener: str, endpoint: Endpoint) -> socket.socket:
-    """A bound TCP socket; without a host on every address, IPv6 and IPv4. Raises ConfigError, OSError for EACCES."""
-    family = socket.AF_INET6 if ":" in endpoint.host or not endpoint.host else socket.AF_INET
-    try:
-        return _bind(family, endpoint.host or "::", endpoint.port)
-    except OSError as error:
-        if not endpoint.host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-            return _bind(socket.AF_INET, "0.0.0.0", endpoint.port)  # noqa: S104 - a host without IPv6
-        if error.errno == errno.EACCES:
-            raise
-        raise ConfigError(
-            f"listen.{listener}: {endpoint} cannot be bound: {error.strerror}; name another one, or [] for none"
-        ) from error
-
-
-def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    # asyncio sets TCP_NODELAY only on sockets that say they are TCP: 40 ms for each small answer otherwise.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-class Clients:
-    """Which addresses may connect."""
-
-    def __init__(self, allowed: Sequence[Network]) -> None:
-        self._allowed = tuple(allowed)
-
-    def admits(self, address: str) -> bool:
-        """Whether an address, IPv4 mapped into IPv6 included, is in an allowed network."""
-        try:
-            parsed = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(parsed, "ipv4_mapped", None)
-        return any((mapped or parsed) in network for network in self._allowed)
 
 
 class Listeners:
@@ -89,8 +43,12 @@ class Listeners:
         clients: Clients,
         journal: Journal,
         crowd: Crowd | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        """`sockets`: each with the name of its listener; `crowd`: how many connections there may be."""
+        """`sockets`: each with the name of its listener; `crowd`: how many connections there may be; `limits`: how long
+        a client may keep us waiting."""
+        self._limits = limits or Limits()
+        self._patiences: dict[str, Patience] = {}
         self._crowd = crowd or Crowd(room())
         self._sockets = sockets
         self._clients = clients
@@ -130,10 +88,19 @@ class Listeners:
             self._servers.append(await asyncio.start_server(acceptor.accept, sock=bound, backlog=BACKLOG))
         self.started.set()
 
-    def done(self) -> None:
-        """Stop accepting, and drop the connections that are open."""
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._writers)
+
+    def leave(self) -> None:
+        """Stop accepting; who is connected stays. Others who hold a socket go on accepting at it."""
         for server in self._servers:
             server.close()
+
+    def done(self) -> None:
+        """Stop accepting, and drop the connections that are open."""
+        self.leave()
         for writer in self._writers:
             writer.transport.abort()
 
@@ -157,7 +124,8 @@ class Listeners:
         try:
             intercepted = await self._front.receive(listener, address, reader, writer)
             if intercepted is not None:
-                await self._intercept(Way(listener, port, intercepted.target), intercepted.reader, writer)
+                way = Way(listener, port, intercepted.target, intercepted.user)
+                await self._intercept(way, intercepted.reader, writer)
         finally:
             # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
             writer.close()
@@ -174,10 +142,14 @@ class Listeners:
         address, port = writer.get_extra_info("peername")[:2]
         client.peername = (str(address).removeprefix("::ffff:"), port)
         self.ways[client.id] = way
+        patience = Patience(writer, self._limits, held_back=handler._drain_lock.locked)
+        self._patiences[client.id] = patience
         try:
             with self._proxyserver.register_connection(client.id, handler):
                 await handler.handle_client()
         finally:
+            patience.rest()
+            del self._patiences[client.id]
             del self.ways[client.id]
 
     def _refuse(self, listener: str, address: str, reason: str) -> None:
@@ -211,7 +183,9 @@ class Listeners:
         elif speaks_tls:
             nextlayer.layer = RefusalLayer(context, f"The {way.listener} listener takes plain HTTP only.")
         else:
-            nextlayer.layer = self._http(context)
+            nextlayer.layer = made = self._http(context)
+            if isinstance(made, DeliveryLayer):
+                made.patience = self._patiences.get(context.client.id)
 
 
 class ClientTLS(ClientTLSLayer):
@@ -233,35 +207,3 @@ class _Acceptor:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._listeners.handle(self._listener, self._port, reader, writer)
-
-
-FIRST_INHERITED = 3
-"""The first descriptor that a service manager hands over (sd_listen_fds(3))."""
-
-
-def inherit(environ: Mapping[str, str], pid: int, listeners: Sequence[str]) -> list[tuple[str, socket.socket]]:
-    """The sockets that a service manager has bound for this process, each under its `FileDescriptorName=`.
-
-    Raises ConfigError where a name is no listener's.
-    """
-    if environ.get("LISTEN_PID") != str(pid):
-        return []
-    names = environ.get("LISTEN_FDNAMES", "").split(":")
-    found = []
-    for offset in range(int(environ.get("LISTEN_FDS", "0"))):
-        name = names[offset] if offset < len(names) else ""
-        if name not in listeners:
-            raise ConfigError(
-                f"a socket was handed over as {name!r}; FileDescriptorName= is one of {', '.join(listeners)}"
-            )
-        given = socket.socket(fileno=FIRST_INHERITED + offset)
-        given.set_inheritable(False)
-        found.append((name, given))
-    return found
-
-
-def addresses(sockets: Sequence[tuple[str, socket.socket]]) -> Iterator[tuple[str, str, int]]:
-    """Listener, address and port of each bound socket."""
-    for listener, bound in sockets:
-        name = bound.getsockname()
-        yield listener, name[0], name[1]

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mitmproxy.net.http.http1 import read_request_head
 from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from mitm_cache.errors import ClientError
+from mitm_cache.wire.basic import Basic, parse_basic
 
 MAX_BEGINNING = 64 << 10
 """Bytes of a ClientHello, or of a request's head, that are waited for."""
@@ -43,11 +44,12 @@ class Beginning:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """A CONNECT request (RFC 9110, 9.3.6), and what came behind it."""
+    """A CONNECT request (RFC 9110, 9.3.6): who asks, where that is said, and what came behind it."""
 
     host: str
     port: int
     rest: bytes
+    login: Basic | None = field(default=None, repr=False)
 
 
 async def read_server_name(reader: asyncio.StreamReader) -> Beginning:
@@ -67,17 +69,18 @@ async def read_server_name(reader: asyncio.StreamReader) -> Beginning:
     return Beginning(data)
 
 
-async def read_connect(reader: asyncio.StreamReader) -> Connect | Beginning:
-    """Read a request's head: the CONNECT it is, or what has come of something else.
+async def read_connect(reader: asyncio.StreamReader, data: bytes = b"") -> Connect | Beginning:
+    """Read a request's head, which begins with `data`: the CONNECT it is, or what has come of something else.
 
     Raises ClientError (400) for a CONNECT that is malformed.
     """
-    data = b""
-    while b"\r\n\r\n" not in data and len(data) < MAX_BEGINNING:
+    while b"CONNECT ".startswith(data[:8]) and b"\r\n\r\n" not in data and len(data) < MAX_BEGINNING:
         more = await reader.read(MAX_BEGINNING)
         data += more
-        if not more or not b"CONNECT ".startswith(data[:8]):
+        if not more:
             return Beginning(data)
+    if not b"CONNECT ".startswith(data[:8]):
+        return Beginning(data)
     head, end, rest = data.partition(b"\r\n\r\n")
     if not end:
         raise ClientError(f"the head of a CONNECT request is at most {MAX_BEGINNING} bytes", status=431)
@@ -86,7 +89,7 @@ async def read_connect(reader: asyncio.StreamReader) -> Connect | Beginning:
     except ValueError as error:
         raise ClientError(f"the CONNECT request is malformed: {error}") from error
     host, port = _target(request.authority)
-    return Connect(host, port, rest)
+    return Connect(host, port, rest, parse_basic(request.headers.get_all("proxy-authorization")))
 
 
 def _target(text: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitm_cache.answers import explain, switching
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.proxy.door import Door
-from mitm_cache.proxy.stream import Relayed, Upgrading, render
+from mitm_cache.proxy.stream import Recognition, Relayed, Upgrading, render
 from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.wire.challenge import in_clear
@@ -45,10 +45,24 @@ class Serve:
     """Answers every request; none goes on to a server by mitmproxy's own leg."""
 
     def __init__(self, *, pull_through: Handler, relay: Relay, door: Door, proxyserver: Proxyserver) -> None:
+        self.leaving = False
+        """Whether this process is about to end: connections are closed after their next answer."""
         self._pull_through = pull_through
         self._relay = relay
         self._door = door
         self._proxyserver = proxyserver
+
+    async def recognize(self, recognition: Recognition) -> None:
+        """Find out whether a password is for the cache itself; a request of which that is not known goes nowhere."""
+        exchange = recognition.exchange
+        try:
+            async with self._held_back(recognition.client_id):
+                await self._door.recognize(exchange, recognition.login)
+        except BaseException as error:
+            exchange.response = explain(MitmCacheError("internal error", status=502), exchange.request)
+            if not isinstance(error, Exception):
+                raise
+            logger.exception("a user could not be recognized, for no known reason")
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer a pull."""
@@ -56,7 +70,7 @@ class Serve:
 
     async def relay_room(self, relayed: Relayed) -> None:
         """Wait until upstream has taken some of what the client has sent, which sends no more meanwhile."""
-        async with self._held_back(relayed.flow), self._watched(relayed.flow, relayed.passage):
+        async with self._held_back(relayed.flow.client_conn.id), self._watched(relayed.flow, relayed.passage):
             await relayed.passage.room()
 
     async def relay_answer(self, relayed: Relayed) -> None:
@@ -69,7 +83,7 @@ class Serve:
         exchange = self._door.pending.get(upgrading.flow)
         if exchange is None or exchange.request is None:
             return
-        async with self._held_back(upgrading.flow):
+        async with self._held_back(upgrading.flow.client_conn.id):
             upgrading.upgraded = await self._relay.upgrade(exchange.request)
         if upgrading.upgraded is not None:
             exchange.response = switching(upgrading.upgraded.headers)
@@ -83,11 +97,13 @@ class Serve:
         request = exchange.request
         try:
             # While the answer is made, the client cannot fill our memory with more requests.
-            async with self._held_back(flow):
+            async with self._held_back(flow.client_conn.id):
                 exchange.response = response = await answer(request)
             if request.mirror:
                 told = Headers([("OCI-Namespace", request.registry.name)])
                 response.headers = response.headers.without(["oci-namespace"]) + told
+            if self.leaving:
+                response.headers = response.headers + Headers([("Connection", "close")])
             if exchange.listener == "clear":
                 _lead_back(response, request)
             flow.response = render(exchange, response, flow.request.http_version)
@@ -99,9 +115,9 @@ class Serve:
                 raise
             logger.exception("a request failed for no known reason")
 
-    def _held_back(self, flow: http.HTTPFlow) -> AbstractAsyncContextManager[object]:
+    def _held_back(self, client_id: str) -> AbstractAsyncContextManager[object]:
         """mitmproxy's reader waits for this lock after each read."""
-        handler = self._proxyserver.connections.get(flow.client_conn.id)
+        handler = self._proxyserver.connections.get(client_id)
         return handler._drain_lock if handler is not None else nullcontext()
 
     @asynccontextmanager

@@ -27,10 +27,12 @@ from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError
 from mitm_cache.proxy.deliver import DeliverBodyHook, Delivery
 from mitm_cache.proxy.door import MAX_BODY, Door, Exchange
+from mitm_cache.proxy.head import refuse_head
 from mitm_cache.proxy.upgrade import CrossHook, Crossing, CrossRoomHook
 from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.upstream.upgrade import Upgraded, is_upgrade
+from mitm_cache.wire.basic import Basic
 from mitm_cache.wire.message import FileBody, Request, Response, StreamBody
 
 HTTP_1_1 = "HTTP/1.1"
@@ -60,6 +62,23 @@ class UpgradeHook(commands.StartHook):
 
     name = "upgrade"
     upgrading: Upgrading
+
+
+@dataclass
+class Recognition:
+    """A request with a password that may be for the cache itself, before anything is done for it."""
+
+    client_id: str
+    exchange: Exchange
+    login: Basic
+
+
+@dataclass
+class RecognizeHook(commands.StartHook):
+    """Find out whose password it is."""
+
+    name = "recognize"
+    recognition: Recognition
 
 
 @dataclass
@@ -121,6 +140,18 @@ class OneWriteServer(Http1Server):
                 command.data, self._head = self._head + command.data, None
             yield command
 
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            received: bytearray = self.buf._data  # not copied: a megabyte of requests may wait in it
+            while received[:2] == b"\r\n":
+                self.buf.maybe_extract_at_most(2)  # RFC 9112, 2.2; mitmproxy takes one of them for a head, and waits
+            if refusal := refuse_head(received):
+                yield commands.SendData(self.conn, refusal)
+                yield commands.CloseTcpConnection(self.conn, half_close=True)
+                self.state = self.done
+                return
+        yield from super().read_headers(event)
+
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
             yield from super().read_body(event)
@@ -139,8 +170,15 @@ class DeliveryStream(HttpStream):
         self._relay = relay
         self._crossing: Crossing
 
+    @property
+    def passes_on(self) -> bool:
+        """Whether the body of the request is passed on as it comes."""
+        return bool(self.client_state == self.state_relay_request_body)
+
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         exchange = self._door.admit(self.context.client, event.request)
+        if (login := self._door.login(exchange)) is not None:
+            yield RecognizeHook(Recognition(self.context.client.id, exchange, login))
         if exchange.response is not None:
             self.flow = http.HTTPFlow(self.context.client, self.context.server)
             self.flow.request = event.request
@@ -155,7 +193,10 @@ class DeliveryStream(HttpStream):
             yield from self._begin_relay(exchange, exchange.request)
 
     def _begin_relay(self, exchange: Exchange, request: Request) -> layer.CommandGenerator[None]:
-        if request.size != 0 and self._door.uploads(exchange.client) >= MAX_UPLOADS:
+        exchange.response = self._relay.judge(request)
+        if exchange.response is not None:
+            yield from self._refuse(exchange, exchange.response)
+        elif request.size != 0 and self._door.uploads(exchange.client) >= MAX_UPLOADS:
             words = f"one client has at most {MAX_UPLOADS} uploads at once"
             exchange.response = explain(ClientError(words, status=429, code="TOOMANYREQUESTS"), request)
             yield from self._refuse(exchange, exchange.response)

@@ -2,34 +2,46 @@
 
 import pycurl
 
-from mitm_cache.errors import StoppingError, UpstreamError
+from mitm_cache.errors import StoppingError, UnreachableError, UpstreamError
 from mitm_cache.upstream.route import Route
 from mitm_cache.wire.proxies import Proxy
 from mitm_cache.wire.redirect import Origin
 
 _TLS = {pycurl.E_SSL_CONNECT_ERROR, pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CERTPROBLEM, pycurl.E_SSL_CIPHER}
-
-
+_NOBODY = _TLS | {pycurl.E_COULDNT_CONNECT, pycurl.E_COULDNT_RESOLVE_HOST, pycurl.E_COULDNT_RESOLVE_PROXY}
+_OUR_OWN = {
+    pycurl.E_ABORTED_BY_CALLBACK, pycurl.E_URL_MALFORMAT, pycurl.E_OUT_OF_MEMORY, pycurl.E_READ_ERROR,
+    pycurl.E_WRITE_ERROR, pycurl.E_BAD_FUNCTION_ARGUMENT,
+}  # fmt: skip
+"""What goes wrong here, or by the client's wish, says nothing about the other side."""
 _PROXY_FAILED = 97  # CURLE_PROXY, a SOCKS proxy's refusal, is not in pycurl
 
 
-def explain(error: pycurl.error, handle: pycurl.Curl, origin: Origin, route: Route, *, stopped: bool) -> UpstreamError:
-    """What to tell of a request to `origin` that failed; `stopped`: the service is ending."""
+def explain(
+    error: pycurl.error, handle: pycurl.Curl, origin: Origin, route: Route, *, stopped: bool, answered: bool = False
+) -> UpstreamError:
+    """What to tell of a request to `origin` that failed.
+
+    `stopped`: the service is ending; `answered`: the failure came after the head of an answer.
+    """
     code, text = int(error.args[0]), str(error.args[1]) if len(error.args) > 1 else ""
     if stopped and code == pycurl.E_ABORTED_BY_CALLBACK:
         return StoppingError("the cache is shutting down")
+    # Before the request has left, there is nobody. Who lets it wait may only be slow to answer this one.
+    absent = code in _NOBODY or (handle.getinfo(pycurl.REQUEST_SIZE) == 0 and code not in _OUR_OWN)
+    kind = UnreachableError if absent and not answered else UpstreamError
     if route.proxy is not None and (why := _explain_proxy(code, text, handle, origin, route.proxy)):
-        return UpstreamError(why)
+        return kind(why)
     way = f" by the proxy {route.proxy} ({route.proxy.key})" if route.proxy else ""
     if code == pycurl.E_OPERATION_TIMEDOUT:
-        return UpstreamError(f"{origin} did not answer in time{way}", status=504)
+        return kind(f"{origin} did not answer in time{way}", status=504)
     if code == pycurl.E_COULDNT_CONNECT:
-        return UpstreamError(f"{origin} refused the connection or is not reachable")
+        return kind(f"{origin} refused the connection or is not reachable")
     if code in _TLS:
-        return UpstreamError(f"the TLS handshake with {origin} failed{way}: {text} (ca_file adds a private CA)")
+        return kind(f"the TLS handshake with {origin} failed{way}: {text} (ca_file adds a private CA)")
     if code == pycurl.E_PARTIAL_FILE:
         return UpstreamError(f"{origin} closed the connection before the end of the body")
-    return UpstreamError(f"the connection to {origin} failed{way}: {text or f'libcurl error {code}'}")
+    return kind(f"the connection to {origin} failed{way}: {text or f'libcurl error {code}'}")
 
 
 def _explain_proxy(code: int, text: str, handle: pycurl.Curl, origin: Origin, proxy: Proxy) -> str | None:

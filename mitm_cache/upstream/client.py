@@ -1,25 +1,31 @@
 """Requests to registries: redirects followed here, credentials kept where they belong, tokens got where none came."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 
-from mitm_cache.errors import LoopError, MitmCacheError, UpstreamError
+from mitm_cache.errors import LoopError, MitmCacheError, OfflineError, StoppingError, UnreachableError, UpstreamError
 from mitm_cache.oci.reference import Repository
 from mitm_cache.registries import Registry
+from mitm_cache.upstream.breaker import Breaker, Place, Waiting
 from mitm_cache.upstream.credentials import Keeper, Kind, Login
 from mitm_cache.upstream.curl import Answer, Outgoing, Sink, Transport
 from mitm_cache.upstream.passage import Passage
+from mitm_cache.upstream.quota import Quotas
 from mitm_cache.upstream.reach import check_redirect
-from mitm_cache.upstream.route import Router
+from mitm_cache.upstream.route import Route, Router
 from mitm_cache.upstream.tokens import Question, Tokens, belongs
 from mitm_cache.upstream.upgrade import Line
 from mitm_cache.wire.challenge import offers_basic, parse_bearer
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Credential
-from mitm_cache.wire.redirect import MAX_HOPS, STATUSES, Origin, carry, next_hop, redact_safely
+from mitm_cache.wire.redirect import MAX_HOPS, STATUSES, Origin, carry, is_same_question, next_hop, redact_safely
 
 EXCHANGE_SECONDS = 60
 """For a whole exchange whose body is small."""
+LOOK_SECONDS = 5
+"""For a sign of life."""
 REFUSALS = (401, 403)
 """Statuses by which a registry does not take a credential, or takes it for too little."""
 RELAY_SECONDS = 900
@@ -42,6 +48,20 @@ class Call:
     own: bool = False
     follow: bool = True
     limit: int = 64 << 10
+    waiting: Waiting = field(default_factory=Waiting, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Where requests may go.
+
+    `allow_http`: whether a registry's answers may lead to http; `allow_private`: whether those of one outside may lead
+    to addresses inside; `offline`: whether a registry, by its name, is not to be asked at all.
+    """
+
+    allow_http: bool = False
+    allow_private: bool = False
+    offline: Callable[[str], bool] = lambda _name: False
 
 
 class Client:
@@ -55,21 +75,19 @@ class Client:
         tokens: Tokens,
         bases: Mapping[str, str],
         via: str,
-        allow_http: Callable[[str], bool],
-        allow_private: bool,
+        bounds: Bounds,
     ) -> None:
-        """`bases`: the URL of each registry by name, without a path where it is at its host's root.
-
-        `via`: this cache's pseudonym; `allow_http`: whether a registry's answers may lead to http; `allow_private`:
-        whether those of one outside may lead to addresses inside.
+        """`bases`: the URL of each registry by name, without a path where it is at its host's root; `via`: this cache's
+        pseudonym.
         """
         self._transport = transport
         self._router = router
         self._tokens = tokens
         self._bases = bases
         self._via = via
-        self._allow_http = allow_http
-        self._allow_private = allow_private
+        self._bounds = bounds
+        self.breaker = Breaker()
+        self.quotas = Quotas()
         self._basic: set[str] = set()
         """Registries that want user and password, as learned from their challenges."""
 
@@ -85,6 +103,23 @@ class Client:
         """A request whose answer is small: at most `call.limit` bytes, in 60 seconds. Raises UpstreamError."""
         return self._authorized(call, lambda outgoing: self._follow(outgoing, call, None))
 
+    def prove(self, call: Call) -> Answer:
+        """Whether upstream would give this client the manifest or blob that `call` names, by an answer that says so: a
+        redirect alone does not, since some registries send every question on, and proxies send strangers to a page to
+        log in. Raises UpstreamError."""
+        answer = self.exchange(replace(call, method="HEAD", follow=False))
+        if answer.status not in STATUSES:
+            return answer
+        if is_same_question(call.target, answer.headers.get("location")):
+            answer = self.exchange(replace(call, method="HEAD"))
+            if not answer.ok or answer.headers.get("docker-content-digest") == call.target.rpartition("/")[2]:
+                return answer
+        # Storage may refuse HEAD by an address that is signed for GET: it is asked for one byte.
+        answer = self.exchange(replace(call, method="GET", headers=call.headers + Headers([("Range", "bytes=0-0")])))
+        if answer.ok and answer.status != 206:
+            raise UpstreamError(f"{call.registry.name} redirects to {answer.origin}, which gives something else")
+        return answer
+
     def stream(self, call: Call, sink: Sink) -> Answer:
         """A request whose 2xx body goes to `sink` as it arrives. Raises UpstreamError, or what the sink raises."""
         return self._authorized(call, lambda outgoing: self._follow(outgoing, call, sink))
@@ -94,18 +129,59 @@ class Client:
         url = self.base(call.registry).rstrip("/") + call.target
         outgoing = Outgoing(call.method, url, self.marked(call.headers), passage if passage.size != 0 else None)
         try:
-            route = self._router.find(Origin.of(url), call.registry.name)
-            self._transport.perform(outgoing, route, sink=passage, stall=RELAY_SECONDS, abandoned=passage.abandoned)
+            with self._watched(self._home(call.registry)):
+                route = self._router.find(Origin.of(url), call.registry.name)
+                self._transport.perform(outgoing, route, sink=passage, stall=RELAY_SECONDS, abandoned=passage.abandoned)
         except MitmCacheError as error:
             passage.finish(error)
         else:
             passage.finish()
 
+    def look_for(self, place: Place) -> None:
+        """Ask who is away for a sign of life, and tell the breaker."""
+        outgoing = Outgoing("GET", place.sign, self.marked(Headers()))
+        try:
+            route = self._router.find(place.origin, place.registry.name)
+            self._transport.perform(outgoing, route, seconds=LOOK_SECONDS)
+        except MitmCacheError as error:
+            self.breaker.postpone(place, error)
+        else:
+            self.breaker.answer(place, looked=True)
+
+    def _home(self, registry: Registry) -> Place:
+        base = self.base(registry).rstrip("/")
+        return Place(registry, Origin.of(base), f"{base}/v2/")
+
+    @contextmanager
+    def _watched(self, place: Place, waiting: Waiting | None = None) -> Iterator[None]:
+        """Whoever asks tells the breaker whether somebody was there; who is away is not asked."""
+        if self._bounds.offline(place.registry.name):
+            raise OfflineError(f"{place.registry.name} is offline by configuration")
+        waiting = waiting or Waiting()
+        self.breaker.check(place, patient=waiting.patient)
+        waiting.place = place
+        try:
+            yield
+        except UnreachableError as error:
+            self.breaker.fail(place, error)
+            raise
+        except StoppingError:
+            raise
+        except UpstreamError as error:
+            self.breaker.check(place)  # who was asked has gone away meanwhile, and that is the reason
+            if error.status == HTTPStatus.GATEWAY_TIMEOUT:
+                self.breaker.doubt(place, 0)
+            raise
+        finally:
+            waiting.place = None
+        self.breaker.answer(place)
+
     def connect(self, registry: Registry) -> Line:
         """A connection to a registry by its route, TLS not yet begun. Raises UpstreamError."""
         origin = Origin.of(self.base(registry))
-        route = self._router.find(origin, registry.name)
-        return Line(self._transport.dial(origin, route), origin, route)
+        with self._watched(self._home(registry)):
+            route = self._router.find(origin, registry.name)
+            return Line(self._transport.dial(origin, route), origin, route)
 
     def _authorized(self, call: Call, send: Callable[[Outgoing], Answer]) -> Answer:
         headers = self.marked(call.headers) + Headers([("Accept-Encoding", "identity")])
@@ -202,19 +278,20 @@ class Client:
 
     def _follow(self, outgoing: Outgoing, call: Call, sink: Sink | None) -> Answer:
         start = Origin.of(outgoing.url)
-        home = self._router.find(start, call.registry.name)
+        place = self._home(call.registry)
+        if start != place.origin:
+            place = Place(call.registry, start, f"{start}/", home=False)
+        with self._watched(place, call.waiting):
+            home = self._router.find(start, call.registry.name)
+            answer = self._perform(outgoing, home, call, sink, place)
+        self.quotas.note(call.registry.name, answer.headers)
         for hop in range(MAX_HOPS + 1):
             origin = Origin.of(outgoing.url)
-            route = home if origin == start else self._router.find(origin, call.registry.name)
-            if origin != start:
-                check_redirect(origin, route, start, home, allow_private=self._allow_private)
-            answer = self._transport.perform(
-                outgoing,
-                route,
-                sink=_SuccessOnly(sink) if sink is not None else None,
-                limit=call.limit,
-                seconds=0 if sink is not None else EXCHANGE_SECONDS,
-            )
+            if hop:
+                route = home if origin == start else self._router.find(origin, call.registry.name)
+                if origin != start:
+                    check_redirect(origin, route, start, home, allow_private=self._bounds.allow_private)
+                answer = self._perform(outgoing, route, call, sink)
             answer.hops = hop
             if answer.status == LoopError.status:
                 raise LoopError(
@@ -223,11 +300,24 @@ class Client:
                 )
             if answer.status not in STATUSES or not call.follow:
                 return answer
-            target = next_hop(
-                outgoing.url, answer.headers.get("location"), allow_http=self._allow_http(call.registry.name)
-            )
+            target = next_hop(outgoing.url, answer.headers.get("location"), allow_http=self._bounds.allow_http)
             outgoing = replace(outgoing, url=target, headers=carry(outgoing.headers, outgoing.url, target))
         raise UpstreamError(f"{call.registry.name} redirects more than {MAX_HOPS} times")
+
+    def _perform(
+        self, outgoing: Outgoing, route: Route, call: Call, sink: Sink | None, place: Place | None = None
+    ) -> Answer:
+        def abandoned() -> bool:
+            return call.waiting.abandoned or (place is not None and self.breaker.is_away(place))
+
+        return self._transport.perform(
+            outgoing,
+            route,
+            sink=_SuccessOnly(sink) if sink is not None else None,
+            limit=call.limit,
+            seconds=0 if sink is not None else EXCHANGE_SECONDS,
+            abandoned=abandoned if sink is None else None,
+        )
 
 
 class _Form:

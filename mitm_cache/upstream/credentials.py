@@ -159,6 +159,12 @@ class Credentials:
     def __init__(self, keepers: Mapping[str, Iterable[Keeper]] | None = None) -> None:
         self._keepers = {registry: tuple(found) for registry, found in (keepers or {}).items()}
 
+    def preferring(self, keepers: Mapping[str, Keeper]) -> "Credentials":
+        """These, and before those of a registry the one that is named for it."""
+        names = dict.fromkeys((*self._keepers, *keepers))
+        first = {name: [keepers[name]] if name in keepers else [] for name in names}
+        return Credentials({name: (*first[name], *self._keepers.get(name, ())) for name in names})
+
     def find(self, registry: str, repository: Repository) -> Keeper | None:
         """The first whose pattern covers the repository."""
         found = self._keepers.get(registry, ())

@@ -205,7 +205,9 @@ class Transport:
         except pycurl.error as error:
             # A kept connection may hold what an earlier answer had beyond its announced length.
             stale = error.args[0] == _NO_HTTP and handle.getinfo(pycurl.NUM_CONNECTS) == 0 and exchange.answer is None
-            failure = explain(error, handle, origin, route, stopped=self._stopped())
+            failure = explain(
+                error, handle, origin, route, stopped=self._stopped(), answered=exchange.answer is not None
+            )
             handle.close()
             if stale and request.upload is None and exchange.failure is None:
                 return self.perform(

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.entry import Head
-from mitm_cache.cache.spool import Outcome, Part, Reading, Spool, State, Writing
+from mitm_cache.cache.proof import Proofs
+from mitm_cache.cache.spool import Part, Reading, Spool, State, Writing
 from mitm_cache.errors import MitmCacheError, StoreError, UpstreamError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.upstream.bypass import Bypass
+from mitm_cache.upstream.generation import Flight, Passenger
 from mitm_cache.upstream.writer import Moved, Refused, Supply, Writer
 
 TICK = 0.02
@@ -35,160 +38,6 @@ MAX_BOARDINGS = 20
 type Start = Callable[[Coroutine[None, None, None]], object]
 
 
-class Flight:
-    """One generation as this process sees it. Lives in the event loop; a writer thread only calls `announce`."""
-
-    def __init__(self, part: Part, spool: Spool, loop: asyncio.AbstractEventLoop) -> None:
-        self._part = part
-        self._spool = spool
-        self._loop = loop
-        self._changed = asyncio.Event()
-        self._readers = 0
-        self.supplies: list[Supply] = []
-        self.writers = 0
-        self.refusals: dict[Supply, Refused] = {}
-        self.state = State.GROWING
-        self.size = 0
-        self.head: Head | None = None
-        self.failure: MitmCacheError | None = None
-        self.observe()
-
-    @property
-    def digest(self) -> Digest:
-        return self._part.digest
-
-    @property
-    def inode(self) -> int:
-        return self._part.inode
-
-    @property
-    def part(self) -> Part:
-        return self._part
-
-    @property
-    def ended(self) -> bool:
-        return self.state is not State.GROWING
-
-    @property
-    def writing(self) -> bool:
-        """Whether a writer of this process is at work."""
-        return self.writers > 0
-
-    @property
-    def readers(self) -> int:
-        return self._readers
-
-    def observe(self) -> bool:
-        """Look at the file; true where something has changed since the last look, and wake the readers then."""
-        if self._part.fileno() < 0:
-            return False  # closed: it had ended
-        before = (self.state, self.size, self.head)
-        self.state, self.size = self._part.stat()
-        if self.state is State.VERIFIED and self.head is None:
-            note = self._spool.note(self._part)
-            # Without the note the type is lost with the writer; the blob's link has it.
-            self.head = note.head if note else Head(self.size, "")
-        elif self.head is None or self.state is State.FAILED:
-            self._read_note()
-        changed = before != (self.state, self.size, self.head)
-        if changed or self.failure is not None:
-            self.wake()
-        return changed
-
-    def _read_note(self) -> None:
-        note = self._spool.note(self._part)
-        if note is not None and note.head.size >= 0:
-            self.head = note.head
-        # Our own writer says itself why it failed, and knows whose request it was.
-        if self.state is State.FAILED and self.failure is None and not self.writing:
-            self.failure = _failure(note.outcome if note else None)
-
-    def wake(self) -> None:
-        """Let every reader look again."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    def announce(self) -> None:
-        """Called by the writer's thread: the file has changed."""
-        self._loop.call_soon_threadsafe(self.observe)
-
-    async def changed(self) -> None:
-        """Wait until the readers are woken next."""
-        await self._changed.wait()
-
-    def enter(self, supply: Supply) -> None:
-        """Count a reader, whose request can carry the download on."""
-        self._readers += 1
-        self.supplies.append(supply)
-
-    def leave(self, supply: Supply) -> None:
-        """Count a reader out."""
-        self._readers -= 1
-        if supply in self.supplies:
-            self.supplies.remove(supply)
-
-    async def ready(self, supply: Supply) -> Head:
-        """Wait until the size is known. Raises Refused (own request), Moved, or the failure that all share."""
-        while True:
-            self.check(supply)
-            if self.head is not None:
-                return self.head
-            await self.changed()
-
-    def check(self, supply: Supply) -> None:
-        """Raise what ends this reader's wait, if anything does."""
-        refusal = self.refusals.get(supply)
-        if refusal is not None:
-            raise refusal
-        if self.failure is not None:
-            raise self.failure
-
-    def close(self) -> None:
-        self._part.close()
-
-
-def _failure(outcome: Outcome | None) -> MitmCacheError:
-    if outcome is None or not outcome.shared:
-        return Moved("the download ended before its end")
-    return UpstreamError(outcome.message, status=outcome.status, code=outcome.code, retry_after=outcome.retry_after)
-
-
-class Passenger:
-    """One client's reading of a flight: a source whose bytes come as they arrive."""
-
-    __slots__ = ("_flight", "_part", "_supply", "head")
-
-    def __init__(self, flight: Flight, part: Part, supply: Supply, head: Head) -> None:
-        self._flight = flight
-        self._part = part
-        self._supply = supply
-        self.head = head
-
-    def fileno(self) -> int:
-        return self._part.fileno()
-
-    async def readable(self, position: int, stop: int) -> int:
-        """Where reading may go to: all but the last byte of the range, until the whole content is proven."""
-        flight = self._flight
-        while flight.state is not State.VERIFIED:
-            try:
-                flight.check(self._supply)
-            except (Refused, Moved) as error:
-                raise UpstreamError("the download failed and cannot be carried on") from error
-            limit = min(flight.size, stop - 1)
-            if limit > position:
-                return limit
-            await flight.changed()
-        if flight.size != self.head.size:
-            raise UpstreamError(f"the content has {flight.size} bytes where {self.head.size} were announced")
-        return stop
-
-    def close(self) -> None:
-        if self._part.fileno() >= 0:
-            self._part.close()
-            self._flight.leave(self._supply)
-
-
 @dataclass(frozen=True, slots=True)
 class Landed:
     """The content is here, whole."""
@@ -198,20 +47,32 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Boarded:
-    """The content is coming; `first` where this request started the download."""
+    """The content is coming; `first` where this request started the download, by which nothing is kept where there is
+    a `reason`."""
 
-    passenger: Passenger
+    passenger: Passenger | Bypass
     first: bool
+    reason: str = ""
 
 
 class Flights:
     """All downloads that this process takes part in."""
 
     def __init__(
-        self, *, spool: Spool, blobs: Blobs, downloads: Executor, start: Start, per_registry: int = 16
+        self,
+        *,
+        spool: Spool,
+        blobs: Blobs,
+        proofs: Proofs,
+        downloads: Executor,
+        start: Start,
+        stopped: Callable[[], bool],
+        per_registry: int = 16,
     ) -> None:
-        """`start` runs a coroutine beside us until it ends or the service does; `downloads` are the threads that write,
-        of which one registry may occupy `per_registry`."""
+        """`start` runs a coroutine beside us until it ends or the service does, which `stopped` tells; `downloads` are
+        the threads that write, of which one registry may occupy `per_registry`."""
+        self._proofs = proofs
+        self._stopped = stopped
         self._spool = spool
         self._blobs = blobs
         self._downloads = downloads
@@ -228,7 +89,12 @@ class Flights:
         """
         asked = False
         for _ in range(MAX_BOARDINGS):
-            found = await self._find(digest)
+            try:
+                found = await self._find(digest)
+                if isinstance(found, Blob) and not await self._is_sound(digest, found):
+                    continue
+            except StoreError as error:
+                return await self._pass_by(digest, supply, error)
             first = isinstance(found, Writing) and found.part.stat()[1] == 0
             if not first and not asked:
                 try:
@@ -243,7 +109,41 @@ class Flights:
                 return Boarded(await self._ride(found, supply), first)
             except Moved:
                 await asyncio.sleep(RETRY_SECONDS)
+            except StoreError as error:
+                return await self._pass_by(digest, supply, error)
         raise UpstreamError(f"the download of {digest} failed again and again")
+
+    async def _is_sound(self, digest: Digest, blob: Blob) -> bool:
+        sound = False
+        try:
+            sound = await self._proofs.admit(digest, blob)
+        finally:
+            if not sound:
+                blob.close()
+        return sound
+
+    async def _pass_by(self, digest: Digest, supply: Supply, error: StoreError) -> Boarded:
+        """The disk takes nothing: bring the content for this client alone, by its own right."""
+        self._spool.trouble.report(error)
+        bypass = Bypass(digest, supply, error, stopped=self._stopped)
+        self._fly(bypass)
+        await bypass.ready()
+        return Boarded(bypass, first=True, reason=bypass.reason)
+
+    def _divert(self, part: Part, head: Head, supply: Supply, error: StoreError, position: int) -> Bypass:
+        """The disk takes no more: bring the rest for one of the clients that read."""
+        self._spool.trouble.report(error)
+        try:
+            shared = part.share()
+        except OSError as broken:
+            raise StoreError(f"the spool cannot be read: {broken.strerror}") from broken
+        bypass = Bypass(part.digest, supply, error, stopped=self._stopped, head=head, part=shared, start=position)
+        self._fly(bypass)
+        return bypass
+
+    def _fly(self, bypass: Bypass) -> None:
+        flight = asyncio.get_running_loop().run_in_executor(self._downloads, bypass.run)
+        flight.add_done_callback(_take_note)
 
     async def _find(self, digest: Digest) -> Blob | Writing | Reading:
         """The content or a part in its download; between two generations there is neither for a moment."""
@@ -263,7 +163,7 @@ class Flights:
             part.close()
             flight.leave(supply)
             raise
-        return Passenger(flight, part, supply, head)
+        return Passenger(flight, part, supply, head, self._divert)
 
     def _enter(self, role: Writing | Reading, supply: Supply) -> tuple[Part, Flight]:
         """A reader's own descriptor, and its flight."""
@@ -322,7 +222,7 @@ class Flights:
         kind = (supply.registry, supply.max_size is not None)
         slots = self._slots.setdefault(kind, asyncio.Semaphore(self._per_registry))
         loop = asyncio.get_running_loop()
-        writer = Writer(self._spool, part, supply, flight.announce)
+        writer = Writer(self._spool, part, supply, flight.announce, stopped=self._stopped)
         download: asyncio.Future[None] | None = None
         try:
             async with slots:

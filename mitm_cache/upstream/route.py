@@ -17,7 +17,7 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
-from mitm_cache.errors import ConfigError, LoopError, UpstreamError
+from mitm_cache.errors import ConfigError, LoopError, UnreachableError
 from mitm_cache.wire.proxies import Bypass, Proxy
 from mitm_cache.wire.redirect import Origin
 
@@ -90,7 +90,7 @@ class Names:
     def resolve(self, host: str) -> tuple[str, ...]:
         """The addresses of a name, IPv6 and IPv4; raises UpstreamError where there are none."""
         if not self._resolver.nameservers:
-            raise UpstreamError(f"{host} cannot be resolved: no DNS server is known; set upstream.resolvers")
+            raise UnreachableError(f"{host} cannot be resolved: no DNS server is known; set upstream.resolvers")
         found: list[str] = []
         failure: dns.exception.DNSException | None = None
         for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
@@ -105,7 +105,7 @@ class Names:
         if found:
             return tuple(found)
         why = "the DNS server did not answer" if failure else "no such name"
-        raise UpstreamError(f"{host} cannot be resolved: {why} (upstream.resolvers, registries.NAME.resolve)")
+        raise UnreachableError(f"{host} cannot be resolved: {why} (upstream.resolvers, registries.NAME.resolve)")
 
 
 def system_servers() -> list[str]:
@@ -213,7 +213,7 @@ class Router:
         try:
             found = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
-            raise UpstreamError(f"{proxy.key}: the proxy's name {proxy.host} cannot be resolved") from error
+            raise UnreachableError(f"{proxy.key}: the proxy's name {proxy.host} cannot be resolved") from error
         addresses = tuple(dict.fromkeys(str(address[0]) for *_, address in found))
         loops = [address for address in addresses if self._own.includes(address, proxy.port)]
         if loops:

@@ -45,7 +45,7 @@ def router(config: Config, *, folder: Path, listeners: Iterable[tuple[str, int]]
     own = Own()
     for address, port in listeners:
         own.add(address, port)
-    return Router(names=lambda: Names(config.resolvers), rules=rules, trust=trust, own=own, proxies=_proxies(config))
+    return Router(names=lambda: Names(config.resolvers), rules=rules, trust=trust, own=own, proxies=proxies(config))
 
 
 def insecure_warning(name: str) -> str:
@@ -56,7 +56,8 @@ def insecure_warning(name: str) -> str:
     )
 
 
-def _proxies(config: Config) -> Proxies:
+def proxies(config: Config) -> Proxies:
+    """Which proxy leads where."""
     registries: dict[str, Proxy | None] = {}
     owners: dict[str, str] = {}
     for name, upstream in config.upstreams.items():

@@ -9,6 +9,9 @@ from mitm_cache.registries import Registry
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.ranges import Span
 
+UNCACHED = "passed through uncached"
+"""How the reason begins of an answer that the disk did not take."""
+
 
 class Credential:
     """A client's `Authorization` header: passed to its registry and to nowhere else, and never printed."""
@@ -67,8 +70,18 @@ class Source(Protocol):
     async def readable(self, position: int, stop: int) -> int:
         """Wait until bytes beyond `position` may be sent, and return up to where.
 
-        That is below `stop` until the whole content is proven. Raises MitmCacheError if it never will be.
+        That is below `stop` until the whole content is proven, and `position` itself where the file grows no more: the
+        rest comes by `receive` then. Raises MitmCacheError if it never will be proven.
         """
+        ...
+
+    async def receive(self) -> bytes:
+        """The next bytes of what the file did not take; b"" at its end. Raises MitmCacheError."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why there is more than the file took."""
         ...
 
     def close(self) -> None: ...

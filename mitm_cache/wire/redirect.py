@@ -92,6 +92,14 @@ def localize(location: str, seen: str, base: str, names: Collection[str]) -> str
     return urlunsplit(("", "", path, parts.query, parts.fragment))
 
 
+def is_same_question(target: str, location: str | None) -> bool:
+    """Whether a redirect from `/v2/NAME/manifests/DIGEST` (or blobs) leads to the same at a registry elsewhere."""
+    path = target.partition("?")[0]
+    asked = "/".join(path.rsplit("/", 2)[-2:])
+    there = urlsplit(location or "").path
+    return there.startswith("/v2/") and there.endswith(f"/{asked}")
+
+
 def carry(headers: Headers, source: str, target: str) -> Headers:
     """The headers of a request to `source` that may go on to `target`: credentials only to the same origin."""
     return headers if Origin.of(source) == Origin.of(target) else headers.without(["authorization", "cookie"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.admin.facts import Facts
-from mitm_cache.admin.health import Health
+from mitm_cache.admin.health import UNCACHED, Health, is_ready
 from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.layout import open_layout
@@ -121,3 +121,12 @@ async def test_listeners(facts: Facts, threads: ThreadPoolExecutor) -> None:
     """Without listeners there is no service."""
     said = await Health(replace(facts, accepting=lambda: False), threads).check()
     assert said == GOOD | {"listeners": "connections are not accepted"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [("ok", True), (f"{UNCACHED}/data cannot be written: No space left on device", True), ("/data is away", False)],
+)
+def test_what_is_ready(answer: str, ready: bool) -> None:
+    """Who passes pulls through uncached serves them."""
+    assert is_ready(GOOD | {"data_dir": answer}) is ready

@@ -122,3 +122,15 @@ def test_scan(blobs: Blobs, folder: Path) -> None:
     (folder / "sha256" / "stray").touch()
     (folder / "lost+found").mkdir()
     assert {digest: status.st_size for digest, status in blobs.scan()} == digests | {long: 1}
+
+
+def test_renewed(tmp_path: Path) -> None:
+    """What is to be linked counts as new, however old it is; what is not here does not come about by it."""
+    blobs = Blobs(tmp_path)
+    digest = Digest.of(b"content")
+    assert not blobs.renew(digest)
+    blobs.path(digest).parent.mkdir(parents=True)
+    blobs.path(digest).write_bytes(b"content")
+    os.utime(blobs.path(digest), (1, 1))
+    assert blobs.renew(digest)
+    assert blobs.path(digest).stat().st_mtime > 1

@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitm_cache.cache.blobs import Blobs
-from mitm_cache.cache.entry import Link
+from mitm_cache.cache.catalog import Catalog
+from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.evict import (
     ABANDONED_SECONDS,
     KEEP_SECONDS,
@@ -24,9 +25,14 @@ from mitm_cache.cache.evict import (
     choose,
 )
 from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
+from mitm_cache.cache.pins import Pins
+from mitm_cache.demo.content import Memory
+from mitm_cache.demo.image import KIB, Layer, assemble, generate, layer
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.reference import Repository
+from mitm_cache.oci.reference import Repository, Tag
+from tests.stored import DAY, HOUR, REGISTRY, Stored
 
 NOW = 1_000_000.0
 HUB = "docker.io"
@@ -38,6 +44,7 @@ def used(name: str, size: int, age: float) -> Used:
 
 
 YOUNG, OLD, OLDER = used("young", 40, 10), used("old", 40, 1000), used("older", 40, 2000)
+FAR = used("far", 9, -9e6)
 BIG, SMALL = used("big", 90, 1000), used("small", 5, 1000)
 
 
@@ -51,13 +58,29 @@ BIG, SMALL = used("big", 90, 1000), used("small", 5, 1000)
         pytest.param([OLD, OLDER, YOUNG], 85, [OLDER, OLD], id="down to the low-water mark"),
         pytest.param([YOUNG, OLD], 1, [OLD], id="young ones stay, even over the limit"),
         pytest.param([used("edge", 9, KEEP_SECONDS)], 1, [], id="just young enough"),
-        pytest.param([used("future", 9, -50)], 1, [], id="used in the future"),
+        pytest.param([used("future", 9, -50)], 1, [], id="used in the near future"),
+        pytest.param([FAR], 1, [FAR], id="used when the clock was wrong"),
         pytest.param([BIG, SMALL], 94, [SMALL, BIG], id="of the same age the smaller first"),
     ],
 )
 def test_choose(blobs: list[Used], limit: int, leaving: list[Used]) -> None:
     """None leave while the limit holds; then the least recently used, until there is room again."""
     assert choose(blobs, limit=limit, now=NOW) == leaving
+
+
+@pytest.mark.parametrize(
+    ("limit", "room", "leaving"),
+    [
+        pytest.param(200, 1, [OLDER], id="room though the limit holds"),
+        pytest.param(200, 40, [OLDER], id="no more than is needed"),
+        pytest.param(200, 41, [OLDER, OLD], id="a byte more"),
+        pytest.param(200, 1000, [OLDER, OLD], id="young ones stay all the same"),
+        pytest.param(85, 1, [OLDER, OLD], id="the limit wants more"),
+    ],
+)
+def test_choose_for_room(limit: int, room: int, leaving: list[Used]) -> None:
+    """So many bytes leave in any case, the least recently used first."""
+    assert choose([OLD, OLDER, YOUNG], limit=limit, now=NOW, room=room) == leaving
 
 
 blobs_of_any_age = st.lists(
@@ -70,7 +93,7 @@ def test_choose_rules(blobs: list[Used], limit: int) -> None:
     """Whatever there is: no young one leaves, none leaves for nothing, and enough leave where enough are old."""
     leaving = choose(blobs, limit=limit, now=NOW)
     total, gone = sum(blob.size for blob in blobs), sum(blob.size for blob in leaving)
-    old = [blob for blob in blobs if NOW - blob.used > KEEP_SECONDS]
+    old = [blob for blob in blobs if abs(NOW - blob.used) > KEEP_SECONDS]
     assert set(leaving) <= set(old)
     assert len(leaving) == len(set(leaving))
     if total <= limit:
@@ -99,7 +122,7 @@ class Tree:
 
     @property
     def lock(self) -> Path:
-        return self.root / "evict.lock"
+        return self.root / "run" / "evict.lock"
 
     def put(self, name: str, size: int, *, age: float) -> Digest:
         digest = Digest.of(name.encode())
@@ -117,17 +140,15 @@ class Tree:
         return path
 
     def sweep(self) -> Swept | None:
-        sweeper = Sweeper(
-            blobs=self.blobs, links=self.links, spool=self.spool, lock=self.lock, limit=lambda _: self.limit
-        )
-        swept = sweeper.sweep()
+        layout = Layout(self.root, "")
+        swept = Sweeper(layout=layout, blobs=self.blobs, links=self.links, limit=lambda _: self.limit).sweep()
         self.index.put("barrier", "x")  # the index is written in one thread: what came before is done
         return swept
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
-    for name in ("blobs", "links", "spool"):
+    for name in ("blobs", "links", "spool", "run"):
         (tmp_path / name).mkdir()
     index = Index(tmp_path / "index")
     yield Tree(tmp_path, Blobs(tmp_path / "blobs"), Links(tmp_path / "links", index), index)
@@ -175,6 +196,19 @@ def test_readers_read_on(tree: Tree) -> None:
     blob.close()
 
 
+def test_drafts_of_links(tree: Tree) -> None:
+    """What was to become a link when its process was killed is removed, unless it may still become one."""
+    digest = tree.put("a", 10, age=10)
+    folder = tree.root / "links" / HUB / str(APP) / "_digests"
+    old, new = folder / ".sha256-00.123-456", folder / ".sha256-11.123-456"
+    for path, age in ((old, 2 * NOTE_SECONDS), (new, 0)):
+        path.write_text("{")
+        os.utime(path, (time.time() - age, time.time() - age))
+    tree.sweep()
+    assert (old.exists(), new.exists()) == (False, True)
+    assert tree.links.holds(HUB, APP, digest) is not None
+
+
 def test_one_sweeper(tree: Tree) -> None:
     """While another process sweeps, nothing happens; afterwards it does."""
     digest = tree.put("a", 1000, age=9000)
@@ -194,7 +228,7 @@ def test_the_limit_is_asked_for_this_disk(tree: Tree) -> None:
         asked.append(size)
         return size
 
-    Sweeper(blobs=tree.blobs, links=tree.links, spool=tree.spool, lock=tree.lock, limit=limit).sweep()
+    Sweeper(layout=Layout(tree.root, ""), blobs=tree.blobs, links=tree.links, limit=limit).sweep()
     status = os.statvfs(tree.spool)
     assert asked == [status.f_frsize * status.f_blocks]
 
@@ -222,3 +256,73 @@ def test_stray_files(tree: Tree) -> None:
     (tree.root / "links" / "README").write_bytes(b"\xff")
     tree.limit = 1
     assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)
+
+
+def test_choose_keeps() -> None:
+    """What is kept counts and stays, even over the limit; what is late leaves when nothing else is left."""
+    assert choose([OLD, OLDER], limit=60, now=NOW, keep={OLDER.digest}) == [OLD]
+    assert choose([OLD, OLDER], limit=1, now=NOW, keep={OLDER.digest, OLD.digest}) == []
+    late = replace(OLDER, late=True)
+    assert choose([late, OLD], limit=79, now=NOW) == [OLD]
+    assert choose([late, OLD], limit=30, now=NOW) == [OLD, late]
+    first, second = replace(SMALL, rank=2), replace(BIG, rank=1)
+    assert choose([first, second], limit=94, now=NOW) == [second]
+
+
+ONE, TWO, THREE = (generate(sizes=[4 * KIB], platforms=["linux/amd64"], seed=name) for name in ("1", "2", "3"))
+
+
+def sweep_to(stored: Stored, limit: int, room: int = 0) -> Swept | None:
+    sweeper = Sweeper(layout=stored.layout, blobs=stored.blobs, links=stored.links, limit=lambda _: limit)
+    return sweeper.sweep(room)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Iterator[Stored]:
+    with Stored(tmp_path / "stored") as stored:
+        yield stored
+
+
+def test_manifests_leave_first(stored: Stored) -> None:
+    """Layers leave after their manifests, however long ago they were read: nodes that have them ask for no more."""
+    image = assemble({"linux/amd64": [Layer(Memory(b"x"), ""), layer("1", 4 * KIB)]})  # one layer is the smallest file
+    top = stored.put("team/app", "1", image, age=HOUR)
+    for digest in Catalog(stored.root).needs(top)[1:]:
+        stored.use(digest, 9 * DAY)
+    while stored.size():
+        sweep_to(stored, 1 << 40, room=1)  # one file
+        here = [stored.blobs.has(digest) for digest in (top, Digest.parse(image.platforms["linux/amd64"].digest))]
+        layers = [stored.blobs.has(Digest.parse(digest)) for digest in image.blobs]
+        assert here[0] <= here[1] <= min(layers, default=True) or not any(here)
+        catalog = Catalog(stored.root)
+        assert all(catalog.is_complete(image) for image in catalog.images)
+
+
+def test_whole_images_leave(stored: Stored) -> None:
+    """The image that was pulled longest ago leaves; those that stay are whole, whatever they share."""
+    stored.put("team/app", "1", ONE, age=9 * DAY)
+    stored.put("team/app", "2", TWO, age=3 * DAY)
+    stored.put("team/app", "3", THREE, age=HOUR)
+    sweep_to(stored, stored.size() - 1)
+    assert stored.names() == ["quay.io/team/app:2", "quay.io/team/app:3"]
+    catalog = Catalog(stored.root)
+    assert all(catalog.is_complete(image) for image in catalog.images)
+
+
+def test_what_never_leaves(stored: Stored) -> None:
+    """Pinned and imported images stay whatever room is needed; synced ones leave when no others are left."""
+    stored.put("team/pinned", "1", ONE, age=90 * DAY)
+    stored.put("team/synced", "1", TWO, age=80 * DAY, origin=Origin.SYNCED)
+    stored.put("team/pulled", "1", THREE, age=HOUR)
+    four = generate(sizes=[4 * KIB], platforms=["linux/amd64"], seed="4")
+    stored.put("team/imported", "1", four, age=99 * DAY, origin=Origin.IMPORTED)
+    Pins(stored.layout.links).add(REGISTRY, Repository("team/pinned"), Tag("1"), Digest.parse(ONE.index.digest))
+    stored.lose_index()
+    sweep_to(stored, stored.size() - 1)
+    kept = ["quay.io/team/imported:1", "quay.io/team/pinned:1", "quay.io/team/synced:1"]
+    assert stored.names() == kept
+    sweep_to(stored, 1)
+    assert stored.names() == kept[:2]
+    catalog = Catalog(stored.root)
+    assert all(catalog.is_complete(image) for image in catalog.images)
+    assert set(catalog.blobs) == catalog.needed_by(catalog.images)

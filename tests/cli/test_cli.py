@@ -72,13 +72,27 @@ def test_commands() -> None:
     """The commands of this version."""
     assert {path for path in COMMANDS if len(path) == 1} == {
         ("serve",),
+        ("reload",),
         ("demo",),
         ("status",),
         ("doctor",),
+        ("why",),
         ("ca",),
         ("example",),
         ("addon-path",),
         ("setup",),
+        ("user",),
+        ("ls",),
+        ("rm",),
+        ("prune",),
+        ("pin",),
+        ("unpin",),
+        ("completion",),
+        ("verify",),
+        ("export",),
+        ("import",),
+        ("pull",),
+        ("sync",),
     }
 
 

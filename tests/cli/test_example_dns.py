@@ -79,16 +79,18 @@ def serve_unbound(folder: Path, text: str, port: int) -> list[str]:
     return ["unbound", "-d", "-c", str(file)]
 
 
+def _answer(question: dns.message.Message, port: int) -> dns.message.Message:
+    for _ in range(3):
+        try:
+            return dns.query.udp(question, "127.0.0.1", 10, port)
+        except dns.exception.Timeout:
+            continue  # resolvers ask again too
+    return dns.query.udp(question, "127.0.0.1", 10, port)
+
+
 def ask(port: int, name: str, kind: str) -> set[str] | None:
     """The addresses of a name; None where the server asks elsewhere, where nobody is."""
-    question = dns.message.make_query(name, kind)
-    for last in (False, False, False, True):
-        try:
-            answer = dns.query.udp(question, "127.0.0.1", 10, port)
-            break
-        except dns.exception.Timeout:
-            if last:
-                raise  # resolvers ask again too
+    answer = _answer(dns.message.make_query(name, kind), port)
     if answer.rcode() in (dns.rcode.REFUSED, dns.rcode.SERVFAIL):
         return None
     assert answer.rcode() == dns.rcode.NOERROR, name

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mitm_cache.listening import bind
 from mitm_cache.parsing import Endpoint
-from mitm_cache.proxy.mode import bind
 from tests.proxy.doors import Doors
 from tests.proxy.raw import LISTENERS, dial, request
 

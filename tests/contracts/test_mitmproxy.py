@@ -530,6 +530,21 @@ def test_close_connection_of_mitmproxy_cancels() -> None:
     assert "handler.cancel" in source
 
 
+async def test_what_a_client_waits_for_can_be_told(context: Context) -> None:
+    """What has come is in a bytearray, and each part of a request is a state of its own: the limits rely on both."""
+    server = Http1Server(context)
+    list(server.handle_event(events.Start()))
+    assert server.state == server.read_headers
+    list(server.handle_event(events.DataReceived(context.client, GET[:9])))
+    assert server.state == server.read_headers
+    assert server.buf._data == GET[:9]
+    assert isinstance(server.buf._data, bytearray)
+    list(server.handle_event(events.DataReceived(context.client, GET[9:-2] + b"Content-Length: 1\r\n\r\n")))
+    assert server.state == server.read_body
+    list(server.handle_event(events.DataReceived(context.client, b"x")))
+    assert server.state == server.wait
+
+
 async def test_a_hook_that_raises_is_swallowed(engine: Engine) -> None:
     """Why hooks must fail closed: mitmproxy logs what an addon raises, and goes on as if it had been asked nothing."""
 

@@ -106,6 +106,7 @@ class Scene:
         wait_until(lambda: self.writer() is not None, "a writer", seconds=20, tick=0.005)
         writer = self.writer()
         assert writer is not None
+        assert writer.pid  # it is known while it lives
         writer.kill()
         return writer
 

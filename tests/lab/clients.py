@@ -47,8 +47,34 @@ def docker_login(folder: Path, reference: str, creds: str) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(folder)}
 
 
-class Skopeo:
+class _Logins:
+    """`login` and `logout` of the tools that share containers/image; what they keep outlives a wipe."""
+
+    _host: Host
+    _folder: Path
+    _command: tuple[str, ...]
+
+    def _auth(self) -> dict[str, str]:
+        """The environment that says where logins are kept: by default it is a file of the machine's."""
+        file = self._folder.with_name(f"{self._folder.name}.auth")
+        if not file.exists():
+            file.write_text("{}")
+        return {"HOME": str(self._folder), "TMPDIR": str(self._folder), "REGISTRY_AUTH_FILE": str(file)}
+
+    def login(self, registry: str, creds: str) -> None:
+        """Raises LabError where the registry does not take it."""
+        user, _, password = creds.partition(":")
+        flags = ("--username", user, "--password-stdin")
+        self._host.run(*self._command, "login", *flags, registry, env=self._auth(), text=password)
+
+    def logout(self, registry: str) -> None:
+        self._host.run(*self._command, "logout", registry, env=self._auth())
+
+
+class Skopeo(_Logins):
     """Copies to a `dir:`; every platform unless one is asked for. skopeo proves each digest itself."""
+
+    _command: tuple[str, ...] = ("skopeo",)
 
     def __init__(self, host: Host, folder: Path) -> None:
         self._host, self._folder = host, folder
@@ -58,7 +84,7 @@ class Skopeo:
         flags = ["--preserve-digests", *([f"--src-creds={creds}"] if creds else [])]
         which = platform_flags(platform, "--override-os", "--override-arch", "--override-variant")
         # Without a HOME of its own it would remember blobs between pulls.
-        env = {"HOME": str(self._folder), "TMPDIR": str(self._folder)}
+        env = self._auth()
         source, target = f"docker://{reference}", f"dir:{self._folder / 'copy'}"
         # --override-* are flags of skopeo itself, --all of its copy.
         command = ["skopeo", *which, "copy", "--quiet", *flags, *([] if platform else ["--all"]), source, target]
@@ -72,7 +98,7 @@ class Skopeo:
         self._folder.mkdir(parents=True)
 
 
-class Podman:
+class Podman(_Logins):
     """podman with a storage of its own."""
 
     _command: tuple[str, ...] = ("podman", "--events-backend", "none", "--cgroup-manager", "cgroupfs")
@@ -83,7 +109,7 @@ class Podman:
 
     def _run(self, *arguments: str) -> str:
         own = ["--root", str(self._folder / "root"), "--runroot", str(self._folder / "run"), "--storage-driver", "vfs"]
-        env = {"HOME": str(self._folder), "TMPDIR": str(self._folder)}
+        env = self._auth()
         return self._host.run(*self._command, *own, *arguments, env=env).out
 
     def pull(self, reference: str, *, creds: str = "", platform: str = "") -> Arrived:

@@ -81,10 +81,23 @@ class Ctr(_Daemon):
         self._ensure()
         flags = [*(["--user", creds] if creds else []), *(["--platform", platform] if platform else [])]
         self._ctr("images", "pull", "--hosts-dir", _HOSTS, "--snapshotter", "native", *flags, reference)
+        return self._arrived(reference)
+
+    def _arrived(self, reference: str) -> Arrived:
         rows = (line.split() for line in self._ctr("images", "list").splitlines())
         digest = next(row[2] for row in rows if row[0] == reference)
         top = json.loads(self._ctr("content", "get", digest))
         return Arrived(digest, top.get("config", {}).get("digest", ""))
+
+    def load(self, path: Path, reference: str, *flags: str) -> Arrived:
+        """`ctr images import`; what it then has by a name."""
+        self._ensure()
+        self._ctr("images", "import", "--no-unpack", *flags, str(path))
+        return self._arrived(reference)
+
+    def save(self, path: Path, reference: str, *flags: str) -> None:
+        """`ctr images export`."""
+        self._ctr("images", "export", *flags, str(path), reference)
 
 
 class Cri(_Daemon):

@@ -25,17 +25,34 @@ class Docker:
         self._host, self._folder = host, folder
         self._config = {"registry-mirrors": list(mirrors), "insecure-registries": list(insecure)}
         self._daemon: Process | None = None
+        self._login_kept = False
         self.wipe()
 
-    def _docker(self, *arguments: str, command: str = "docker", **env: str) -> Ran:
+    def _docker(self, *arguments: str, command: str = "docker", text: str = "", **env: str) -> Ran:
         own = {"DOCKER_CONFIG": str(self._folder / "cli"), **env}
-        return self._host.run(command, "-H", f"unix://{self._folder}/socket", *arguments, env=own)
+        return self._host.run(command, "-H", f"unix://{self._folder}/socket", *arguments, env=own, text=text)
 
     def _ready(self, reference: str, creds: str) -> None:
-        """Start dockerd if it does not run, and log in."""
+        """Start dockerd if it does not run, and leave a login as `docker login` does, unless that was used itself."""
         if self._daemon is None:
             self._start()
-        docker_login(self._folder / "cli", reference, creds)
+        if not self._login_kept:
+            docker_login(self._folder / "cli", reference, creds)
+
+    def login(self, registry: str, creds: str) -> None:
+        """`docker login`: dockerd tries the credential. Raises LabError where the registry does not take it."""
+        self._ready(registry, "")
+        self._login_kept = True
+        user, _, password = creds.partition(":")
+        flags = ("--username", user, "--password-stdin")
+        self._docker("login", *flags, registry, text=password)
+
+    def logout(self, registry: str) -> None:
+        self._docker("logout", registry)
+
+    def remove(self, reference: str) -> None:
+        """Forget an image and its layers, and no login."""
+        self._docker("image", "rm", "--force", reference)
 
     def _start(self) -> None:
         (self._folder / "daemon.json").write_text(json.dumps(self._config))
@@ -61,6 +78,10 @@ class Docker:
         self._docker("tag", reference, target)
         self._docker("push", "--quiet", target)
 
+    def save(self, reference: str, path: Path) -> None:
+        """`docker save` of a pulled image."""
+        self._docker("save", "--output", str(path), reference)
+
     def run(self, reference: str) -> str:
         """What a container of the image prints."""
         return self._docker("run", "--rm", "--network", "none", reference).out
@@ -73,6 +94,7 @@ class Docker:
         if self._daemon is not None:
             self._daemon.stop()
             self._daemon = None
+        self._login_kept = False
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
 

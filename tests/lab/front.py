@@ -1,5 +1,6 @@
 """nginx before the registries, their store and their token hosts: TLS, the access log, and faults on demand."""
 
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,6 +102,22 @@ class Front:
         command = ["nginx", "-c", str(self._folder / "nginx.conf"), "-e", "stderr"]
         self._process = self._host.start("nginx", *command)
         self._process.wait_until(lambda: self._host.listening(443), "nginx on 443")
+
+    def end(self) -> None:
+        """Let nobody listen: connections are refused until `start`."""
+        assert self._process is not None
+        self._process.stop()
+
+    def freeze(self) -> None:
+        """Connections are taken, and nothing is answered, until `thaw`."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.popen.pid, number)
 
     def probe(self, path: str) -> str:
         """Ask the front itself, on loopback."""

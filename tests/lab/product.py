@@ -18,19 +18,14 @@ OWN = "registry.lan"
 MIRROR_URL = f"http://{network.CACHE}:{MIRROR}"
 
 
-def toml(settings: Mapping[str, object]) -> str:
-    """Settings as TOML: values first, then tables, one level of `registries` below."""
-    lines, tables = [], []
+def toml(settings: Mapping[str, object], above: str = "") -> str:
+    """Settings as TOML: values first, then tables and what is below them."""
+    plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            tables.append((json.dumps(key), value))
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    for name, table in tables:
-        nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-        plain = {key: value for key, value in table.items() if key not in nested}
-        lines.append(f"[{name}]\n{toml(plain)}")
-        lines += [f"[{name}.{json.dumps(key)}]\n{toml(value)}" for key, value in nested.items()]
+            name = f"{above}{json.dumps(key)}"
+            lines.append(f"[{name}]\n{toml(value, f'{name}.')}")
     return "\n".join(lines)
 
 

@@ -18,9 +18,7 @@ from tests.lab.host import Host
 from tests.lab.network import internet_address
 from tests.lab.process import Process
 from tests.lab.store import ACCESS, BUCKET, SECRET, Store
-from tests.lab.tokens import ISSUER
-
-USER, PASSWORD = "lab", "secret"
+from tests.lab.tokens import ISSUER, USERS
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,8 @@ class Internet:
         signer = self._ca.issue_cert("token-signer.example.com")
         signer.cert_chain_pems[0].write_to_path(str(self._folder / "signer.crt"))
         signer.private_key_pem.write_to_path(str(self._folder / "signer.key"))
-        (self._folder / "htpasswd").write_text(self.host.run("htpasswd", "-Bbn", USER, PASSWORD).out)
+        logins = (self.host.run("htpasswd", "-Bbn", *login).out.strip() for login in USERS.items())
+        (self._folder / "htpasswd").write_text("\n".join([*logins, ""]))
         files = [str(self._folder / "signer.crt"), str(self._folder / "signer.key")]
         token = self.host.start("tokens", python, "-m", "tests.lab.tokens", str(_TOKEN_PORT), *files, cwd=root)
         # The S3 driver looks for its bucket at the start.

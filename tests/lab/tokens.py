@@ -1,7 +1,7 @@
 """A token server (the distribution "token" scheme): `python -m tests.lab.tokens PORT CERTIFICATE KEY`.
 
-Anonymous callers may pull everything but `private/*`, which needs lab:secret. The token carries its certificate (x5c),
-which the registry checks against its root bundle.
+Anonymous callers may pull everything but `private/*`, which needs lab:secret, and `others/*`, which dora may have too.
+The token carries its certificate (x5c), which the registry checks against its root bundle.
 """
 
 import base64
@@ -19,9 +19,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-USER, PASSWORD, ISSUER, LIFETIME = "lab", "secret", "lab-issuer", 300
+ISSUER, LIFETIME = "lab-issuer", 300
+USERS = {"lab": "secret", "dora": "doras-planted-passw0rd"}
+CLOSED = {"private": {"lab"}, "others": {"lab", "dora"}}
+"""Who may have what begins so."""
 
 Query = Mapping[str, Sequence[str]]
+
+
+def basic(user: str) -> str:
+    """The `Authorization` of a user of the lab."""
+    return "Basic " + base64.b64encode(f"{user}:{USERS[user]}".encode()).decode()
+
+
+_LOGINS = {basic(user): user for user in USERS}
 
 
 def _text(raw: bytes) -> str:
@@ -35,8 +46,9 @@ def granted(scopes: Sequence[str], user: str) -> list[dict[str, object]]:
         kind, _, rest = scope.partition(":")
         name, _, actions = rest.rpartition(":")
         wanted = actions.split(",")
-        if not user:
-            wanted = [] if name.startswith("private/") else [action for action in wanted if action == "pull"]
+        if user != "lab":
+            closed = user not in CLOSED.get(name.partition("/")[0], {user})
+            wanted = [] if closed else [action for action in wanted if action == "pull"]
         access.append({"type": kind, "name": name, "actions": wanted})
     return access
 
@@ -73,17 +85,17 @@ class Door(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         given = self.headers.get("Authorization", "")
-        expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-        if given and given != expected:
+        user = _LOGINS.get(given)
+        if given and user is None:
             return self._say(401, {"errors": [{"code": "UNAUTHORIZED"}]})
-        return self._grant(parse_qs(urlsplit(self.path).query), USER if given else "")
+        return self._grant(parse_qs(urlsplit(self.path).query), user or "")
 
     def do_POST(self) -> None:
         form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
-        given = [next(iter(form.get(name, [])), "") for name in ("grant_type", "username", "password")]
-        if given != ["password", USER, PASSWORD]:
+        kind, user, password = (next(iter(form.get(name, [])), "") for name in ("grant_type", "username", "password"))
+        if kind != "password" or USERS.get(user) != password:
             return self._say(401, {"errors": [{"code": "UNAUTHORIZED"}]})
-        return self._grant(form, USER)
+        return self._grant(form, user)
 
     def _grant(self, query: Query, user: str) -> None:
         token = self.signer.token(next(iter(query.get("service", [])), ""), granted(query.get("scope", []), user), user)

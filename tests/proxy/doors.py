@@ -21,29 +21,36 @@ from mitm_cache.cache.entry import Link
 from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import open_layout
 from mitm_cache.cache.links import Links
+from mitm_cache.cache.proof import Proofs
+from mitm_cache.cache.quarantine import Quarantine
 from mitm_cache.cache.spool import Spool
 from mitm_cache.errors import MitmCacheError, UpstreamError
 from mitm_cache.journal import Event, Journal, to_json
+from mitm_cache.listening import addresses, bind
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.parsing import Endpoint
+from mitm_cache.policy import Policy
 from mitm_cache.proxy.deliver import STALL_SECONDS, Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.layer import DeliveryLayer
-from mitm_cache.proxy.mode import Clients, Listeners, addresses, bind
+from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.pull_through import PullThrough
+from mitm_cache.pull_through.knowledge import Knowledge
 from mitm_cache.registries import TABLE, Known
 from mitm_cache.relay import Relay
 from mitm_cache.rights import Verdicts
+from mitm_cache.upstream.breaker import Breaker
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.passage import Passage
+from mitm_cache.wire.clients import Clients
 from tests.serving import Log
 
 HUB = "docker.io"
@@ -55,6 +62,7 @@ class Unreachable(Client):
 
     def __init__(self, error: Exception | None = None) -> None:
         self.asked: list[Call] = []
+        self.breaker = Breaker()
         self._error = error or UpstreamError("there is no upstream in this test")
 
     @override
@@ -170,30 +178,27 @@ class Doors:
             self._engine = engine = Engine()
             async with asyncio.TaskGroup() as tasks:
                 start = tasks.create_task
+                proofs = Proofs(self.blobs, Quarantine(self.layout.quarantine, self.blobs), stopped=lambda: False)
+                stack.callback(proofs.close)
                 leg = Leg(
                     client=self.upstream,
                     dialer=Nowhere(),
                     spool=self.spool,
                     blobs=self.blobs,
+                    proofs=proofs,
                     start=start,
                     stopped=lambda: False,
                 )
                 stack.callback(leg.close)
-                links = Links(self.layout.links, index)
-                pull_through = PullThrough(
-                    blobs=self.blobs,
-                    links=links,
-                    spool=self.spool,
-                    verdicts=Verdicts(index),
-                    leg=leg,
-                )
-                known = Known(TABLE)
-                door = Door(known=known, journal=self.journal, via="doors", ways=self.listeners.ways)
-                relay = Relay(leg=leg, links=links)
+                known = Knowledge.open(self.layout, index, Verdicts(index))
+                pull_through = PullThrough(known=known, spool=self.spool, policy=Policy(()), leg=leg, ttl=0)
+                registries = Known(TABLE)
+                door = Door(known=registries, journal=self.journal, via="doors", ways=self.listeners.ways)
+                relay = Relay(leg=leg, links=known.links, pushed=known.pushed, policy=Policy(()))
                 serve = Serve(pull_through=pull_through, relay=relay, door=door, proxyserver=engine.proxyserver)
                 pump = Pump(engine.proxyserver, reads, stall=self._stall)
                 engine.add(self.listeners, self.intercept, serve, pump)
-                front = Front(known=known, connect_ports=(443,), dial=leg.dial, journal=self.journal)
+                front = Front(known=registries, connect_ports=(443,), dial=leg.dial, journal=self.journal)
                 self.listeners.join(
                     master=engine.master,
                     proxyserver=engine.proxyserver,

@@ -15,8 +15,8 @@ from OpenSSL import SSL
 
 from mitm_cache.ca import KEY_FILE, LEAF_LIFETIME, LEAF_RENEWAL, CertificateAuthority
 from mitm_cache.journal import Event, Journal
+from mitm_cache.proxy.head import MAX_HEAD
 from mitm_cache.proxy.intercept import Intercept
-from mitm_cache.proxy.layer import MAX_HEAD
 from tests.needs import needs_tool
 from tests.proxy.doors import Doors
 from tests.proxy.raw import Raw, dial, request

@@ -18,7 +18,7 @@ import pytest
 
 from mitm_cache.demo.image import KIB, MIB, Image, generate
 from mitm_cache.proxy.door import MAX_BODY
-from mitm_cache.proxy.layer import MAX_HEAD
+from mitm_cache.proxy.head import MAX_HEAD
 from tests.fakes.registry import LyingUpstream
 from tests.proxy.raw import LISTENERS, Raw, dial, request
 from tests.serving import Threaded, in_thread, process
@@ -141,7 +141,7 @@ FORMS: dict[str, tuple[Callable[[Scene], bytes], set[int]]] = {
     "CONNECT": (lambda scene: _connect(scene.target), {405}),
     "CONNECT to a registry": (lambda _: _connect(f"{HUB}:443"), {405}),
     "connect in small letters": (lambda scene: _connect(scene.target).replace(b"CONNECT", b"connect"), {400, 405}),
-    "h2 preface": (lambda _: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), {400, 405}),
+    "h2 preface": (lambda _: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), {400, 405, 505}),
     "OPTIONS *": (lambda _: b"OPTIONS * HTTP/1.1\r\nHost: %b\r\n\r\n" % HUB.encode(), {404, 405}),
     "unknown method": (lambda _: request(TAG, method="BREW", host=HUB), {405}),
     "huge method": (lambda _: request(TAG, method="A" * 5000, host=HUB), {405}),

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import os
-import resource
 import select
 import socket
 import time
@@ -297,10 +296,6 @@ def test_last_byte_of_each_answer_is_held_back(
 # What upstream can do wrong.
 
 
-def short(how: str) -> Fault:
-    return faults.cut_after(HELD, how)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -308,9 +303,6 @@ def short(how: str) -> Fault:
         faults.body(b"other content"),
         faults.body(b"x"),
         faults.body(b""),
-        short("goodbye"),
-        short("close"),
-        short("reset"),
         faults.header("Content-Length", str(SIZE + 10)),
         faults.header("Content-Length", "7"),
     ],
@@ -319,9 +311,6 @@ def short(how: str) -> Fault:
         "other",
         "one byte",
         "no byte",
-        "goodbye",
-        "hang-up",
-        "reset",
         "announced longer",
         "announced shorter",
     ],
@@ -426,23 +415,12 @@ def test_an_upstream_that_is_down(cache: Threaded, upstream: LyingUpstream) -> N
     assert (reply.status, reply.outcome) == (502, "ERROR")
     assert "registry.demo" in reply.message
     upstream.start()
-    assert get(cache).body == DATA
+    wait_until(lambda: get(cache).body == DATA, "upstream's being asked again")
 
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curl, "STALL_SECONDS", 1)
-
-
-@pytest.mark.slow  # libcurl looks at the last five seconds
-def test_a_body_that_stalls(impatience: None, cache: Threaded, upstream: LyingUpstream) -> None:
-    """No byte for the time of patience: the reader is cut, and nothing is kept."""
-    gate = upstream.gate()
-    upstream.lie("object", gate.hold_after(HELD))
-    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
-        get(cache)
-    assert "did not answer in time" in cache.log.wait(1)[0]["reason"]
-    nothing_is_left(cache)
 
 
 def test_an_answer_that_never_begins(impatience: None, cache: Threaded, upstream: LyingUpstream) -> None:
@@ -473,7 +451,7 @@ def test_credentials_stay_with_their_registry(cache: Threaded, upstream: LyingUp
         assert reply.body == DATA
         assert [each.status for each in witness.requests] == [200]
         assert not {"authorization", "cookie"} & set(witness.requests.select()[0].headers)
-    assert {each.authorization for each in upstream.requests.select(kind="blob")} == {"Basic"}
+    assert {each.authorization for each in upstream.requests.select(kind="blob", method="GET")} == {"Basic"}
 
 
 def test_http_is_not_followed(cache: Threaded, upstream: LyingUpstream) -> None:
@@ -557,15 +535,6 @@ def test_a_wrong_continuation_is_begun_anew(cache: Threaded, upstream: LyingUpst
     assert get(cache).body == DATA
     assert objects(upstream) == [f"bytes={HELD}-", ""]
     wait_until(lambda: not cache.spool(), "an empty spool", seconds=10, tick=0.02)
-
-
-def test_a_range_cut_short(cache: Threaded, upstream: LyingUpstream) -> None:
-    """206 with fewer bytes than the rest: an error, then right."""
-    upstream.lie("object", faults.cut_after(1000), times=1)
-    left_behind(cache, DATA[:HELD])
-    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
-        get(cache)
-    assert get(cache).body == DATA
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE + 7, HELD - 1], ids=["same size", "longer", "shorter than the bytes"])
@@ -696,26 +665,3 @@ def test_outcomes_between_processes(tmp_path: Path, upstream: LyingUpstream, cro
         assert refused.result().status == 401
         assert allowed.result().body == DATA
         wait_until(lambda: not one.spool(), "an empty spool", seconds=10, tick=0.02)
-
-
-# A disk that takes no more.
-
-
-def test_a_disk_that_cannot_be_written(tmp_path: Path, upstream: LyingUpstream) -> None:
-    """The kernel refuses to let the file grow: an error or a cut, nothing kept, and later it works."""
-    with process(tmp_path / "data", upstream) as served, served.client() as client:
-        hard = resource.prlimit(served.pid, resource.RLIMIT_FSIZE)[1]
-        resource.prlimit(served.pid, resource.RLIMIT_FSIZE, (HELD, hard))
-        try:
-            response = client.open(BLOB)
-            response.read()
-        except (http.client.IncompleteRead, ConnectionError):
-            pass
-        else:
-            assert response.status == 503
-        assert "cannot be written" in served.log.wait(1)[0]["reason"]
-        wait_until(lambda: not served.spool(), "an empty spool", seconds=10, tick=0.02)
-        assert served.blobs() == set()
-        resource.prlimit(served.pid, resource.RLIMIT_FSIZE, (hard, hard))
-        with served.client() as again:
-            assert again.get(BLOB).body == DATA

@@ -1,0 +1,222 @@
+"""Every image that is kept, and what each of them needs: read from the files alone, whether the service runs or not.
+
+An image is a manifest or an index under a name: a tag, or its digest where no tag of the repository is it and no
+index there lists it. What a manifest needs is itself, the manifests it lists, and their configurations and layers.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.entry import Link, Origin
+from mitm_cache.cache.layout import Layout
+from mitm_cache.cache.survey import Kept, Survey
+from mitm_cache.cache.tree import Place, Tagging, read_link, read_places
+from mitm_cache.errors import ClientError, StoreError
+from mitm_cache.oci.contents import Contents, Descriptor, platform_of
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, media_type_of
+from mitm_cache.oci.reference import Reference, Repository, Tag
+
+MANIFESTS = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
+CONFIGS = frozenset(
+    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"},
+)
+MAX_DEPTH = 3
+"""An index may list indexes, which clients follow no further than this."""
+UNTOLD = "unknown/unknown"
+"""The platform that builders give to what is no image, such as an attestation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """One image; `tag` is None where no tag of its repository is it."""
+
+    registry: str
+    repository: Repository
+    tag: Tag | None
+    digest: Digest
+    origin: Origin
+    pinned: bool
+
+    @property
+    def place(self) -> str:
+        """Its registry and repository."""
+        return f"{self.registry}/{self.repository}"
+
+    def __str__(self) -> str:
+        return f"{self.place}@{self.digest}" if self.tag is None else f"{self.place}:{self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One platform's image: how many of the blobs that its manifest refers to are here; None of how many where the
+    manifest is not here itself."""
+
+    manifest: Descriptor
+    here: int = 0
+    blobs: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.here == self.blobs
+
+
+class Catalog:
+    """A data directory at one moment; reading it raises StoreError where it may not be read."""
+
+    def __init__(self, root: Path) -> None:
+        self._links = Layout(root, "").links
+        self._survey = Survey(root)
+        self._contents: dict[Digest, Contents | None] = {}
+        self._needs: dict[Digest, tuple[Digest, ...]] = {}
+        # Blobs come last: of an image that arrives meanwhile its manifest comes before its layers.
+        self.places = {place.name: place for place in read_places(self._links)}
+        self._confirm()
+        blobs = Blobs(Layout(root, "").blobs).scan()
+        self.blobs = {digest: Kept(status.st_size, status.st_mtime) for digest, status in blobs}
+        self.images = sorted(
+            (image for place in self.places.values() for image in self._images(place)),
+            key=lambda image: (image.place, str(image.tag or ""), image.digest),
+        )
+
+    def _confirm(self) -> None:
+        """What upstream said last is nearer than what was served last; the index may have it, and may be lost."""
+        for key, text in self._survey.rows("tag:"):
+            name, _, accept = key.removeprefix("tag:").partition(" ")
+            repository, _, tag = name.rpartition(":")
+            place = self.places.get(repository)
+            if place is not None:
+                try:
+                    place.taggings.append(Tagging(Tag.parse(tag), accept, Link.from_json(text.partition(" ")[2])))
+                except (ClientError, StoreError):
+                    continue  # damaged
+
+    def _images(self, place: Place) -> Iterator[Cached]:
+        # Of each tag and each kind of clients the last one that is here counts.
+        current = {(each.tag, each.accept): each.link for each in place.taggings if each.link.digest in self.blobs}
+        tagged = {(tag, link.digest): link for (tag, _), link in current.items()}
+        for (tag, digest), link in tagged.items():
+            yield self._image(place, tag, link, pins=(tag, digest))
+        named = {digest for _, digest in tagged}
+        for pin, known in place.pins.items():
+            if known is not None and known not in named and not (isinstance(pin, Tag) and self._has(tagged, pin)):
+                held = read_link(self._links, place, known)
+                origin = held.origin if held is not None else Origin.PULLED
+                name = pin if isinstance(pin, Tag) else None
+                yield Cached(place.registry, place.repository, name, known, origin, pinned=True)
+                named.add(known)
+        below = {digest for each in named for digest in self.needs(each)}
+        others: dict[Digest, Link] = {}
+        for digest in place.held - below:
+            if digest in self.blobs:
+                held = read_link(self._links, place, digest)
+                if held is not None and media_type_of(held.media_type) in MANIFESTS:
+                    others[digest] = held
+        listed = {digest for each in others for digest in self.needs(each) if digest != each}
+        for digest, link in others.items():
+            if digest not in listed:
+                yield self._image(place, None, link, pins=(digest,))
+
+    @staticmethod
+    def _has(tagged: Iterable[tuple[Tag, Digest]], tag: Tag) -> bool:
+        return any(each == tag for each, _ in tagged)
+
+    def _image(self, place: Place, tag: Tag | None, link: Link, *, pins: tuple[Reference, ...]) -> Cached:
+        origin = link.origin
+        if origin is Origin.PULLED and tag is not None:
+            # A tag that upstream has confirmed since does not say any more how its content came.
+            held = read_link(self._links, place, link.digest)
+            origin = held.origin if held is not None else origin
+        pinned = any(pin in place.pins for pin in pins)
+        return Cached(place.registry, place.repository, tag, link.digest, origin, pinned)
+
+    def contents(self, digest: Digest) -> Contents | None:
+        """What a manifest refers to; None where it is not here."""
+        if digest not in self._contents:
+            content = self._survey.manifest(digest) if digest in self.blobs else None
+            self._contents[digest] = None if content is None else Contents.of(content)
+        return self._contents[digest]
+
+    def needs(self, digest: Digest) -> tuple[Digest, ...]:
+        """All that an image needs, here or not, what refers before what is referred to."""
+        found = self._needs.get(digest)
+        if found is None:
+            levels = list(self._levels(digest))
+            found = self._needs[digest] = tuple(dict.fromkeys(each for level in levels for each in level))
+        return found
+
+    def _levels(self, digest: Digest) -> Iterator[list[Digest]]:
+        level, blobs = [digest], []
+        for _ in range(MAX_DEPTH + 1):
+            yield level
+            contents = [found for each in level if (found := self.contents(each)) is not None]
+            blobs += [blob.digest for found in contents for blob in found.blobs]
+            level = [child.digest for found in contents for child in found.manifests]
+        yield blobs
+
+    def manifests(self) -> list[Digest]:
+        """Every manifest and index that is here and that an image is, or lists."""
+        self.needed_by(self.images)  # which reads all of them
+        return [digest for digest, contents in self._contents.items() if contents is not None]
+
+    def needed_by(self, images: Iterable[Cached]) -> set[Digest]:
+        """All that these images need, here or not."""
+        return {each for digest in {image.digest for image in images} for each in self.needs(digest)}
+
+    def parts(self, image: Cached) -> Iterator[Part]:
+        """The platforms of an image."""
+        yield from self._parts(Descriptor(image.digest, 0), MAX_DEPTH)
+
+    def _parts(self, manifest: Descriptor, depth: int) -> Iterator[Part]:
+        contents = self.contents(manifest.digest)
+        if contents is not None and contents.manifests and depth:
+            for child in contents.manifests:
+                yield from self._parts(child, depth - 1)
+        elif contents is None:
+            yield Part(manifest)
+        else:
+            here = sum(blob.digest in self.blobs for blob in contents.blobs)
+            yield Part(manifest, here, len(contents.blobs))
+
+    def platform(self, part: Part) -> str:
+        """Such as linux/arm64; what is told by no index is told by the configuration, if that is here; else ""."""
+        if part.manifest.platform:
+            return "" if part.manifest.platform == UNTOLD else part.manifest.platform
+        contents = self.contents(part.manifest.digest) or Contents()
+        for config in contents.blobs:
+            if config.media_type in CONFIGS and config.digest in self.blobs:
+                try:
+                    return platform_of(json.loads(self._survey.manifest(config.digest) or b""))
+                except (ValueError, RecursionError):
+                    break  # it is what its digest says, and may be anything
+        return ""
+
+    def is_complete(self, image: Cached) -> bool:
+        """Whether at least one platform of an image is here, and every one whose manifest is here is here whole."""
+        known = [part for part in self.parts(image) if part.blobs is not None]
+        return bool(known) and all(part.complete for part in known)
+
+    def used(self, image: Cached) -> float | None:
+        """When it was last pulled, in seconds of the epoch and good to an hour; None where nothing of it is here."""
+        manifests = (image.digest, *(part.manifest.digest for part in self.parts(image)))
+        return max((self.blobs[digest].used for digest in manifests if digest in self.blobs), default=None)
+
+    @cached_property
+    def _sharers(self) -> Counter[Digest]:
+        return Counter(each for image in self.images for each in self.needs(image.digest))
+
+    def sizes(self, image: Cached) -> tuple[int, int]:
+        """Bytes of it that are here: those that no other image needs, and those that it shares."""
+        own = shared = 0
+        for digest in self.needs(image.digest):
+            kept = self.blobs.get(digest)
+            if kept is not None and self._sharers[digest] > 1:
+                shared += kept.size
+            elif kept is not None:
+                own += kept.size
+        return own, shared

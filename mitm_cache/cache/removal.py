@@ -1,0 +1,134 @@
+"""Removing images and what only they needed: planned on a catalog, then done beside a service that runs.
+
+Names leave first, manifests next, then configurations and layers, so that a removal that is broken off leaves no image
+by halves. A blob that was used within the last minutes stays: it may be part of a pull. Whoever reads one that leaves
+keeps the file, and who asks for it later fetches it anew.
+"""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.catalog import Cached, Catalog
+from mitm_cache.cache.evict import alone, is_old
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import Layout
+from mitm_cache.cache.links import Links
+from mitm_cache.errors import StoreError
+from mitm_cache.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to leave: images, links by their place in the tree, keys of the index, and blobs with their bytes."""
+
+    images: tuple[Cached, ...] = ()
+    links: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    blobs: dict[Digest, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(self.blobs.values())
+
+
+@dataclass(slots=True)
+class Removed:
+    """What has left, and what was too young to leave, in numbers of blobs and bytes."""
+
+    images: tuple[Cached, ...] = ()
+    blobs: int = 0
+    freed: int = 0
+    young: int = 0
+    young_bytes: int = 0
+
+
+def plan(catalog: Catalog, leaving: Collection[Cached], *, strays: bool = False) -> Plan:
+    """What leaves with these images; `strays`: blobs that no image needs leave too."""
+    gone = set(leaving)
+    staying = [image for image in catalog.images if image not in gone]
+    needed = catalog.needed_by(staying)
+    # In the order of leaving: what refers before what is referred to.
+    candidates = [each for image in leaving for each in catalog.needs(image.digest)]
+    candidates += [digest for digest in catalog.blobs if strays]
+    blobs = {d: catalog.blobs[d].size for d in candidates if d in catalog.blobs and d not in needed}
+    links, keys = [], []
+    for image in leaving:
+        for each in catalog.places[image.place].taggings:
+            if each.link.digest == image.digest and image.tag in (None, each.tag):
+                links.append(f"{image.place}/_tags/{each.tag}/{each.accept}")
+                keys.append(f"tag:{image.place}:{each.tag} {each.accept}")
+    for name, place in catalog.places.items():
+        left = {each for image in leaving if image.place == name for each in catalog.needs(image.digest)}
+        if left:
+            left -= catalog.needed_by(image for image in staying if image.place == name)
+        links += [f"{name}/_digests/{d.filename}" for d in sorted(place.held) if d in left or d in blobs]
+    return Plan(tuple(leaving), tuple(dict.fromkeys(links)), tuple(dict.fromkeys(keys)), blobs)
+
+
+class Remover:
+    """Removes from a data directory, which must be there. Its methods block on the disk and raise StoreError."""
+
+    def __init__(self, layout: Layout, clock: Callable[[], float] = time.time) -> None:
+        self._layout = layout
+        self._blobs = Blobs(layout.blobs)
+        self._clock = clock
+
+    def remove(self, choose: Callable[[Catalog], Collection[Cached]], *, strays: bool = False) -> Removed:
+        """Remove the images that `choose` picks from the catalog, and what only they needed."""
+        with alone(self._layout.evicting, wait=True):
+            first = Catalog(self._layout.root)
+            what = plan(first, choose(first), strays=strays)
+            if what.links or what.keys:
+                self._forget(what)
+            removed = Removed(what.images)
+            if not what.blobs:
+                return removed
+            # What has been pulled meanwhile may need some of it.
+            second = Catalog(self._layout.root)
+            needed = second.needed_by(second.images)
+            for digest in what.blobs:
+                if digest not in needed:
+                    self._unlink(digest, removed)
+            return removed
+
+    def preview(self, choose: Callable[[Catalog], Collection[Cached]], *, strays: bool = False) -> Removed:
+        """What `remove` would do. Nothing is changed."""
+        catalog = Catalog(self._layout.root)
+        what = plan(catalog, choose(catalog), strays=strays)
+        removed, now = Removed(what.images), self._clock()
+        for digest, size in what.blobs.items():
+            _count(removed, size, old=is_old(catalog.blobs[digest].used, now))
+        return removed
+
+    def _forget(self, what: Plan) -> None:
+        index = Index(self._layout.index)
+        try:
+            links = Links(self._layout.links, index)
+            for name in what.links:
+                links.remove(name)
+            for key in what.keys:
+                index.drop(key)
+        finally:
+            index.close()
+
+    def _unlink(self, digest: Digest, removed: Removed) -> None:
+        path = self._blobs.path(digest)
+        try:
+            status = path.stat()
+            old = is_old(status.st_mtime, self._clock())
+            if old:
+                path.unlink()
+        except FileNotFoundError:
+            return  # it has left by another way
+        except OSError as error:
+            raise StoreError(f"{path} cannot be removed: {error.strerror}") from error
+        _count(removed, status.st_size, old=old)
+
+
+def _count(removed: Removed, size: int, *, old: bool) -> None:
+    if old:
+        removed.blobs, removed.freed = removed.blobs + 1, removed.freed + size
+    else:
+        removed.young, removed.young_bytes = removed.young + 1, removed.young_bytes + size

@@ -1,0 +1,100 @@
+"""`mitm-cache import`: images out of files into the cache."""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mitm_cache.cli.status import size
+from mitm_cache.cli.telling import Teller, check_owner, counted
+
+if TYPE_CHECKING:
+    from mitm_cache.cache.blobs import Blobs
+    from mitm_cache.cache.layout import Layout
+    from mitm_cache.cache.links import Links
+    from mitm_cache.cache.spool import Spool
+    from mitm_cache.config import Config
+    from mitm_cache.exchange.arriving import Arrival
+    from mitm_cache.exchange.incoming import Import
+
+
+@click.command("import")
+@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR…", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", default="", metavar="REGISTRY/REPOSITORY:TAG", help="The name of the one image that has none.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def import_(config_of: "Callable[[], Config]", paths: tuple[Path, ...], name: str, as_json: bool) -> None:
+    """Take images into the cache from what `mitm-cache export` and other tools have written.
+
+    Known are OCI image layouts, as folders and tar archives (skopeo, podman, ctr, Docker 25), folders of skopeo's dir:
+    and trees of them (skopeo sync), and archives of docker save and podman save. It may be run while the cache serves.
+    Every digest is proven, and nothing is served of an archive that is not sound.
+    """
+    from mitm_cache.exchange.arriving import Lading
+
+    config = config_of()
+    with ExitStack() as stack:
+        lading = Lading(paths)
+        stack.callback(lading.close)
+        target = _open(config, stack)
+        arrivals = lading.arrivals(config.known, target.own, name)
+        pieces = target.missing(arrivals)
+        total = sum(piece.size for piece in pieces.values())
+        teller = Teller()
+        target.take(pieces, ", ".join(map(str, paths)), lambda count: teller.add(count, total))
+        target.publish(arrivals)
+        teller.end()
+    _report(config, arrivals, len(pieces), total, as_json=as_json)
+
+
+def _open(config: "Config", stack: ExitStack) -> "Import":
+    from mitm_cache.cache.blobs import Blobs
+    from mitm_cache.cache.index import Index
+    from mitm_cache.cache.layout import open_layout
+    from mitm_cache.cache.links import Links
+    from mitm_cache.cache.pushed import Pushed
+    from mitm_cache.exchange.incoming import Import
+
+    if config.data_dir.exists():
+        check_owner(config.data_dir, "import")
+    layout = open_layout(config.data_dir)
+    index = Index(layout.index)
+    stack.callback(index.close)
+    blobs, links = Blobs(layout.blobs), Links(layout.links, index)
+    spool = _spool(config, layout, blobs, links)
+    return Import(blobs=blobs, links=links, spool=spool, pushed=Pushed(index))
+
+
+def _spool(config: "Config", layout: "Layout", blobs: "Blobs", links: "Links") -> "Spool":
+    """One that makes room as downloads do."""
+    from mitm_cache.cache.evict import Sweeper
+    from mitm_cache.cache.room import Room
+    from mitm_cache.cache.spool import Spool
+
+    sweeper = Sweeper(layout=layout, blobs=blobs, links=links, limit=config.max_size.of)
+    return Spool(layout.spool, blobs, Room(layout.spool, least=config.min_free.of, sweep=sweeper.sweep))
+
+
+def _report(config: "Config", arrivals: "list[Arrival]", written: int, total: int, *, as_json: bool) -> None:
+    unknown = sorted({one.image.registry for one in arrivals if config.known.find(one.image.registry) is None})
+    absent = list(dict.fromkeys(str(one) for arrival in arrivals for one in arrival.absent))
+    document = {
+        "images": [{"name": str(one.image), "digest": str(one.root)} for one in arrivals],
+        "blobs": written,
+        "bytes": total,
+        "absent": absent,
+        "unknown_registries": unknown,
+    }
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        for one in arrivals:
+            click.echo(f"{one.image}  {one.root}")
+        click.echo(f"{counted(len(arrivals), 'image')}; new: {counted(written, 'blob')}, {size(total)}")
+    for missing in absent:
+        click.echo(f"not in it: {missing}", err=True)
+    for name in unknown:
+        click.echo(f'Warning: {name} is no registry that this cache serves: add [registries."{name}"]', err=True)

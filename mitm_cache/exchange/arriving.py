@@ -1,0 +1,236 @@
+"""What an import would bring: every image of an archive looked through, before anything is written."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mitm_cache.cache.entry import Link, Origin
+from mitm_cache.errors import ClientError, IntegrityError
+from mitm_cache.exchange import inventory
+from mitm_cache.exchange.docker_archive import MARK as ARCHIVE_MARK
+from mitm_cache.exchange.docker_archive import ArchiveStock
+from mitm_cache.exchange.folders import FolderStock, find_folders, is_folder
+from mitm_cache.exchange.inventory import Inventory, Missing
+from mitm_cache.exchange.layout import MARK as LAYOUT_MARK
+from mitm_cache.exchange.layout import LayoutStock
+from mitm_cache.exchange.shelf import MAX_DEPTH, is_foreign
+from mitm_cache.exchange.source import FolderSource, Source, open_source, read
+from mitm_cache.exchange.stock import Found, Piece, Stock, manifest_of, type_of
+from mitm_cache.oci.contents import Contents, Descriptor
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.image import Image
+from mitm_cache.oci.referring import Referrer
+from mitm_cache.registries import Known
+
+MAX_TOLD = 5
+
+type Own = Callable[[Image, Digest], Piece | None]
+"""What is in the cache already and may be counted to an image without being in the archive."""
+
+
+@dataclass(slots=True)
+class Arrival:
+    """An image that can be taken in: its `root`, all `manifests` with it, its `blobs` with their sizes in bytes.
+
+    `sources`: where the bytes of what is not here yet are; `absent`: parts of an index that nobody has brought.
+    """
+
+    image: Image
+    root: Digest
+    manifests: dict[Digest, Link] = field(default_factory=dict)
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    sources: dict[Digest, Piece] = field(default_factory=dict)
+    absent: list[Missing] = field(default_factory=list)
+
+    def add(self, other: "Arrival") -> None:
+        """Count what belongs to a part to the whole."""
+        self.manifests |= other.manifests
+        self.blobs |= other.blobs
+        self.sources |= other.sources
+        self.absent += other.absent
+
+
+class Lading:
+    """Everything that was given to one import; to be closed. Raises MitmCacheError."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.sources: list[Source] = []
+        self.stocks: list[Stock] = []
+        self._needed: set[Digest] = set()
+        try:
+            for path in paths:
+                self._open(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for source in self.sources:
+            source.close()
+
+    def _open(self, path: Path) -> None:
+        source = open_source(path)
+        self.sources.append(source)
+        stocks: list[Stock] = []
+        if source.size(LAYOUT_MARK) is not None:
+            stocks.append(LayoutStock(source))
+        elif is_folder(source):
+            stocks.append(FolderStock(source))
+        elif source.size(ARCHIVE_MARK) is not None:
+            stocks.append(ArchiveStock(source))
+        elif isinstance(source, FolderSource):
+            for folder, name in find_folders(source):
+                self.sources.append(folder)
+                stocks.append(FolderStock(folder, name))
+        if not stocks:
+            raise ClientError(
+                f"{path} holds no images: known are OCI image layouts, folders of skopeo's dir:, and archives of "
+                "docker save, podman save and ctr images export"
+            )
+        content = read(source, inventory.NAME, inventory.MAX_SIZE)
+        if content is not None:
+            self._check(stocks, Inventory.from_json(content), path)
+        self.stocks += stocks
+
+    def _check(self, stocks: list[Stock], said: Inventory, path: Path) -> None:
+        """What an export of ours says that it holds is in it."""
+        for digest, size in said.blobs.items():
+            found = next((piece for stock in stocks if (piece := stock.find(digest)) is not None), None)
+            if found is None or found.size != size:
+                what = "is missing" if found is None else f"has {found.size:,} bytes instead of {size:,}"
+                raise IntegrityError(f"{path} is not whole: {digest} of its inventory {what}")
+        self._needed |= said.needs.keys()
+
+    def arrivals(self, known: Known, own: Own, name: str = "") -> list[Arrival]:
+        """Every image, by its whole name; `name` is for the one that has none. Raises MitmCacheError."""
+        arrivals: list[Arrival] = []
+        nameless = self._nameless()
+        lone = sum(len(stock.images) for stock in self.stocks) == 1
+        if name and not (lone or len(nameless) == 1):
+            raise ClientError(f"--name is for one image, and {len(nameless)} have no name: import them one by one")
+        for stock in self.stocks:
+            walk = _Walk(stock, own, self._needed)
+            rest = []
+            for found in stock.images:
+                text = name if name and (lone or not found.name) else found.name
+                if not text:
+                    rest.append(found)
+                    continue
+                image = _image(text, found, known)
+                arrivals.append(walk.arrival(image, found))
+            arrivals += _attached(walk, rest, arrivals)
+        _check_names(arrivals)
+        return arrivals
+
+    def _nameless(self) -> list[Found]:
+        found = []
+        for stock in self.stocks:
+            for one in stock.images:
+                content = manifest_of(stock, one.digest) if not one.name else None
+                if not one.name and (content is None or Referrer.of(content, one.digest, "") is None):
+                    found.append(one)
+        return found
+
+
+def _image(text: str, found: Found, known: Known) -> Image:
+    image = Image.parse(text)
+    registry = known.find(image.registry)
+    if isinstance(image.reference, Digest) and image.reference != found.digest:
+        raise IntegrityError(f"{image} is not that: what is there is {found.digest}")
+    return Image(registry.name if registry else image.registry, image.repository, image.reference)
+
+
+def _attached(walk: "_Walk", rest: list[Found], arrivals: list[Arrival]) -> list[Arrival]:
+    """Manifests without a name that refer to another one belong to its repository."""
+    attached: list[Arrival] = []
+    while rest:
+        placed = [(found, of) for found in rest if (of := list(walk.about(found, [*arrivals, *attached])))]
+        if not placed:
+            shown = ", ".join(str(found.digest) for found in rest[:MAX_TOLD])
+            raise ClientError(
+                f"{walk.stock.label}: nothing says the name of {shown}; --name REGISTRY/REPOSITORY:TAG does, of one"
+            )
+        for found, about in placed:
+            rest.remove(found)
+            for registry, repository in dict.fromkeys((one.image.registry, one.image.repository) for one in about):
+                attached.append(walk.arrival(Image(registry, repository, found.digest), found))
+    return attached
+
+
+def _check_names(arrivals: list[Arrival]) -> None:
+    seen: dict[str, Digest] = {}
+    for arrival in arrivals:
+        if seen.setdefault(str(arrival.image), arrival.root) != arrival.root:
+            raise ClientError(f"{arrival.image} is there twice, as {seen[str(arrival.image)]} and as {arrival.root}")
+
+
+class _Walk:
+    """Looks through one stock, each manifest once."""
+
+    def __init__(self, stock: Stock, own: Own, needed: set[Digest]) -> None:
+        self.stock = stock
+        self._own = own
+        self._needed = needed
+        self._seen: dict[tuple[str, str, Digest], Arrival | Missing] = {}
+
+    def about(self, found: Found, arrivals: Iterable[Arrival]) -> Iterable[Arrival]:
+        """The arrivals that a manifest refers to."""
+        content = manifest_of(self.stock, found.digest)
+        referrer = Referrer.of(content, found.digest, found.media_type) if content is not None else None
+        return [one for one in arrivals if referrer is not None and referrer.subject in one.manifests]
+
+    def arrival(self, image: Image, found: Found) -> Arrival:
+        """All of an image. Raises MitmCacheError where nobody could run it."""
+        arrival = self._manifest(image, found.digest, found.media_type, "", MAX_DEPTH)
+        if isinstance(arrival, Missing):
+            raise ClientError(f"{self.stock.label} is not whole: {arrival} is not in it{self._cure(arrival.digest)}")
+        return arrival
+
+    def _cure(self, digest: Digest) -> str:
+        words = "it holds what was new since an earlier export: import that one first"
+        return f"; {words}" if digest in self._needed else ""
+
+    def _manifest(self, image: Image, digest: Digest, said: str, platform: str, depth: int) -> Arrival | Missing:
+        """A manifest and what belongs to it, or the first thing that is missing."""
+        key = image.registry, str(image.repository), digest
+        if key not in self._seen:
+            self._seen[key] = self._look(image, digest, said, platform, depth)
+        return self._seen[key]
+
+    def _look(self, image: Image, digest: Digest, said: str, platform: str, depth: int) -> Arrival | Missing:
+        content = manifest_of(self.stock, digest)
+        own = self._own(image, digest) if content is None else None
+        if own is not None:
+            content = b"".join(own.chunks())
+        if content is None:
+            return Missing(str(image), digest, platform)
+        kind = type_of(content, said, f"{self.stock.label}: {digest}")
+        arrival = Arrival(image, digest)
+        arrival.manifests[digest] = Link(digest, kind, len(content), Origin.IMPORTED)
+        arrival.sources[digest] = Piece.of(content)
+        found = Contents.of(content)
+        for blob in found.blobs:
+            piece = self.stock.find(blob.digest) or self._own(image, blob.digest)
+            if piece is not None and blob.size and piece.size != blob.size:
+                sizes = f"{piece.size:,} bytes, and its manifest says {blob.size:,}"
+                raise IntegrityError(f"{self.stock.label}: {blob.digest} has {sizes}")
+            if piece is not None:
+                arrival.blobs[blob.digest] = piece.size
+                arrival.sources[blob.digest] = piece
+            elif not is_foreign(blob):
+                return Missing(str(image), blob.digest, platform)
+        absent = [self._child(arrival, image, one, depth) for one in found.manifests]
+        if absent and all(absent):
+            return absent[0] or Missing(str(image), digest, platform)
+        arrival.absent += [one for one in absent if one is not None]
+        return arrival
+
+    def _child(self, arrival: Arrival, image: Image, child: Descriptor, depth: int) -> Missing | None:
+        if not depth:
+            raise ClientError(f"{self.stock.label}: indexes within indexes, more than {MAX_DEPTH} of them")
+        part = self._manifest(image, child.digest, child.media_type, child.platform, depth - 1)
+        if isinstance(part, Missing):
+            return Missing(part.image, part.digest, child.platform or part.platform)
+        arrival.add(part)
+        return None

@@ -1,0 +1,182 @@
+"""Where an import is read from: a tar archive, or a folder. Only plain files in it count, and no link leads out."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from mitm_cache.errors import ClientError, StoreError
+from mitm_cache.exchange.tar import read_members
+
+CHUNK = 1 << 20
+MAX_LINKS = 8
+"""Links of an archive that lead to one another."""
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Source(Protocol):
+    """Files by their names, with slashes between the parts. Its methods raise ClientError and StoreError."""
+
+    label: str
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None where there is none."""
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's content, a MiB at a time."""
+
+    def close(self) -> None: ...
+
+
+def read(source: Source, name: str, limit: int) -> bytes | None:
+    """A small file, None where there is none. Raises ClientError where it has more than `limit` bytes."""
+    size = source.size(name)
+    if size is None:
+        return None
+    if size > limit:
+        raise ClientError(f"{source.label}: {name} has {size:,} bytes; {limit:,} are allowed")
+    return b"".join(source.chunks(name))
+
+
+def open_source(path: Path) -> "TarSource | FolderSource":
+    """Raises ClientError where there is neither a folder nor a tar archive."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ClientError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            return FolderSource(path, fd)
+        if not stat.S_ISREG(mode):
+            raise ClientError(f"{path} is neither a folder nor a file")
+        return TarSource(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+class TarSource:
+    """A tar archive, whose heads are read once."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.label = str(path)
+        self._fd = fd
+        start = os.pread(fd, 4, 0)
+        if start.startswith((_GZIP, _ZSTD)):
+            name, tool = ("gzip", "gunzip") if start.startswith(_GZIP) else ("zstd", "unzstd")
+            raise ClientError(f"{path} is compressed by {name}; unpack it first: {tool} {path.name}")
+        self._files: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
+        try:
+            for member in read_members(fd):
+                if member.target:
+                    self._links[member.name] = member.target
+                elif member.name in self._files:
+                    raise ClientError(f"the archive holds {member.name!r} twice: it is refused")
+                else:
+                    self._files[member.name] = (member.offset, member.size)
+        except ClientError as error:
+            raise ClientError(f"{path}: {error.message}") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
+    def _find(self, name: str) -> tuple[int, int] | None:
+        for _ in range(MAX_LINKS):
+            if name not in self._links:
+                break
+            name = self._links[name]
+        return self._files.get(name)
+
+    def size(self, name: str) -> int | None:
+        found = self._find(name)
+        return None if found is None else found[1]
+
+    def names(self) -> Iterator[str]:
+        """Every file's name."""
+        yield from self._files
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        found = self._find(name)
+        if found is None:
+            raise ClientError(f"{self.label} has no {name}")
+        offset, left = found
+        while left:
+            try:
+                chunk = os.pread(self._fd, min(CHUNK, left), offset)
+            except OSError as error:
+                raise StoreError(f"{self.label} cannot be read: {error.strerror}") from error
+            if not chunk:
+                raise ClientError(f"{self.label} was cut off while it was read")
+            yield chunk
+            offset, left = offset + len(chunk), left - len(chunk)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FolderSource:
+    """A folder, and what is in it, links left out."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.label = str(path)
+        self.path = path
+        self._fd = fd
+
+    def _open(self, name: str) -> int | None:
+        """The descriptor of a plain file. Every part is opened by itself, so that none can be a link."""
+        here = self._fd
+        *folders, last = name.split("/")
+        if not {"", ".", ".."}.isdisjoint((*folders, last)):
+            raise ClientError(f"{self.label}: {name!r} is refused as the name of a file")
+        try:
+            for part in folders:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                below = os.open(part, flags, dir_fd=here)
+                if here != self._fd:
+                    os.close(here)
+                here = below
+            fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if error.errno == errno.ENOTDIR and (self.path / name).exists():
+                raise ClientError(f"{self.label}: a link leads to {name}; links are refused") from None
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ClientError(f"{self.label}: {name} is a link; links are refused") from None
+            raise StoreError(f"{self.label}/{name} cannot be read: {error.strerror}") from error
+        finally:
+            if here != self._fd:
+                os.close(here)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ClientError(f"{self.label}: {name} is no plain file; it is refused")
+        return fd
+
+    def size(self, name: str) -> int | None:
+        fd = self._open(name)
+        if fd is None:
+            return None
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        fd = self._open(name)
+        if fd is None:
+            raise ClientError(f"{self.label} has no {name}")
+        try:
+            left = os.fstat(fd).st_size
+            while left and (chunk := os.read(fd, min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+        except OSError as error:
+            raise StoreError(f"{self.label}/{name} cannot be read: {error.strerror}") from error
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        os.close(self._fd)

@@ -1,0 +1,157 @@
+"""Content by its digest: from the store, from a download under way, or by starting one."""
+
+from dataclasses import replace
+from http import HTTPStatus
+
+from mitm_cache.answers import content, content_head, outcome_of, pass_back
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.entry import Head, Link
+from mitm_cache.cache.links import Links
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import MAX_SIZE, Accept
+from mitm_cache.oci.operation import Manifest
+from mitm_cache.oci.reference import Repository
+from mitm_cache.policy import Ruling
+from mitm_cache.policy.ruled import unfilled
+from mitm_cache.pull_through.gate import Gate
+from mitm_cache.upstream.client import REFUSALS, Call
+from mitm_cache.upstream.curl import Answer, Sink
+from mitm_cache.upstream.flight import Landed
+from mitm_cache.upstream.leg import Leg
+from mitm_cache.upstream.writer import Supply, Uncacheable
+from mitm_cache.wire.headers import Headers
+from mitm_cache.wire.message import Request, Response
+
+
+class Contents:
+    """Answers requests that name a digest."""
+
+    def __init__(self, *, blobs: Blobs, links: Links, gate: Gate, leg: Leg) -> None:
+        self._blobs = blobs
+        self._links = links
+        self._gate = gate
+        self._leg = leg
+
+    async def manifest(self, request: Request, repository: Repository, digest: Digest, ruling: Ruling) -> Response:
+        """A manifest; where the client does not take its type, the registry decides what to say."""
+        accept = Accept(*request.headers.get_all("accept"))
+        link = self._links.holds(request.registry.name, repository, digest)
+        if link is not None and not accept.takes(link.media_type):
+            if not ruling.may_fill:
+                raise unfilled(ruling, request)
+            return await self._uncached(request)
+        if request.method == "HEAD":
+            return await self._head(request, repository, digest, accept)
+        return await self.fetch(request, repository, digest, ruling, accept=accept, max_size=MAX_SIZE)
+
+    async def blob(self, request: Request, repository: Repository, digest: Digest, ruling: Ruling) -> Response:
+        """A blob."""
+        if request.method == "HEAD":
+            return await self._head(request, repository, digest, Accept())
+        return await self.fetch(request, repository, digest, ruling, accept=Accept(), max_size=None)
+
+    async def _uncached(self, request: Request) -> Response:
+        answer = await self._leg.exchange(self._gate.call(request, limit=MAX_SIZE))
+        return pass_back(answer, request, "RELAY", f"upstream answered {answer.status}")
+
+    async def _head(self, request: Request, repository: Repository, digest: Digest, accept: Accept) -> Response:
+        """HEAD stays HEAD: from the cache where the content is here, else passed on."""
+        blob = self._blobs.open(digest)
+        if blob is not None:
+            blob.close()
+            reason = await self._gate.permit(request, repository, digest, accept)
+            link = self._links.holds(request.registry.name, repository, digest)
+            return content_head(Link(digest, _media_type(link, request), blob.size), outcome="HIT", reason=reason)
+        answer = await self._leg.exchange(self._gate.call(request, accept=accept))
+        if answer.ok:
+            await self._gate.grant(request, repository)
+            response = pass_back(answer, request, "MISS", "not cached; HEAD passed on")
+            if answer.length is not None:
+                response.headers += Headers([("Content-Length", str(answer.length))])
+            return response
+        if answer.hops:
+            return await self._probe(request, digest, accept)
+        return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
+
+    async def _probe(self, request: Request, digest: Digest, accept: Accept) -> Response:
+        """Storage behind a registry may refuse HEAD on a URL signed for GET: ask it for one byte."""
+        call = self._gate.call(request, method="GET", accept=accept)
+        answer = await self._leg.exchange(replace(call, headers=call.headers + Headers([("Range", "bytes=0-0")])))
+        total = (answer.headers.get("content-range") or "").rpartition("/")[2]
+        if answer.status != HTTPStatus.PARTIAL_CONTENT or not total.isdigit():
+            return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
+        link = Link(digest, _media_type(None, request), int(total))
+        return content_head(link, outcome="MISS", reason="not cached; asked for its first byte")
+
+    async def fetch(
+        self,
+        request: Request,
+        repository: Repository,
+        digest: Digest,
+        ruling: Ruling,
+        *,
+        accept: Accept,
+        max_size: int | None,
+    ) -> Response:
+        """GET: the content, which may be of `max_size` bytes at most."""
+        self._check_fill(request, digest, ruling)
+        call = self._gate.call(request, method="GET", accept=accept)
+        registry = request.registry.name
+        reason = "known to hold it"
+        fills = self._gate.modes.fills(registry, repository, request.credential)
+        if fills and not self._gate.is_public(request, repository):
+            # The cache's own credential fetches what strangers may have, and nothing else for them.
+            await self._gate.permit(request, repository, digest, accept)
+
+        async def ask() -> None:
+            nonlocal reason
+            reason = await self._gate.permit(request, repository, digest, accept)
+
+        try:
+            boarding = await self._leg.board(digest, self._supply(call, repository, max_size, fills=fills), ask)
+        except Uncacheable:
+            return await self._uncached(request)
+        if isinstance(boarding, Landed):
+            head = Head(boarding.blob.size, _media_type(self._links.holds(registry, repository, digest), request))
+            return content(request, digest, boarding.blob, head, outcome="HIT", reason=reason)
+        passenger = boarding.passenger
+        if boarding.first and not fills:
+            await self._gate.grant(request, repository)
+        head = Head(passenger.head.size, _type_in_flight(passenger.head, request))
+        outcome, reason = ("MISS", "not cached") if boarding.first else ("JOINED", "already being fetched")
+        reason = boarding.reason or reason
+        response = content(request, digest, passenger, head, outcome=outcome, reason=reason)
+        response.bytes_in = head.size if boarding.first else 0
+        return response
+
+    def _check_fill(self, request: Request, digest: Digest, ruling: Ruling) -> None:
+        if not (ruling.may_fill or self._blobs.has(digest)):
+            raise unfilled(ruling, request)
+
+    def _supply(self, call: Call, repository: Repository, max_size: int | None, *, fills: bool) -> Supply:
+        """How content is fetched, and recorded when it is here."""
+        registry = call.registry.name
+
+        def landed(link: Link) -> None:
+            self._links.hold(registry, repository, link)
+
+        def fetch(start: int, sink: Sink) -> Answer:
+            ranged = call.headers + Headers([("Range", f"bytes={start}-")]) if start else call.headers
+            ranged_call = replace(call, headers=ranged)
+            if fills:
+                answer = self._leg.client.stream(replace(ranged_call, own=True), sink)
+                if answer.status not in REFUSALS:
+                    return answer
+            return self._leg.client.stream(ranged_call, sink)
+
+        return Supply(fetch, landed, registry, max_size)
+
+
+def _media_type(link: Link | None, request: Request) -> str:
+    if isinstance(request.operation, Manifest) and link is not None:
+        return link.media_type
+    return "application/octet-stream"
+
+
+def _type_in_flight(head: Head, request: Request) -> str:
+    return head.media_type if isinstance(request.operation, Manifest) else "application/octet-stream"

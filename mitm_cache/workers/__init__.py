@@ -1,0 +1,1 @@
+"""Processes: one supervisor, which has the sockets and the account, and the workers that serve."""

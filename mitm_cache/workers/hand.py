@@ -1,0 +1,152 @@
+"""One worker, as the supervisor has it: a process of its own program (exec, never a bare fork), and a line to it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from mitm_cache.errors import MitmCacheError
+from mitm_cache.workers import channel
+from mitm_cache.workers.channel import Work
+
+PATIENCE = 2.0
+"""Seconds that a worker has to answer: less than what probes wait."""
+_OTHERS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_PID")
+"""What a service manager has told the supervisor, and nobody else."""
+
+
+class Hand:
+    """A process that loads the program, then waits for work. `ready` is set once it serves, or cannot."""
+
+    def __init__(self) -> None:
+        """Start one."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P: nothing is imported from whatever folder the service was started in.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mitm_cache.workers.worker", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={name: value for name, value in os.environ.items() if name not in _OTHERS},
+                process_group=0,  # Ctrl-C is for the supervisor
+            )
+        self._line = ours
+        self._writer: asyncio.StreamWriter | None = None
+        self._numbers = count(1)
+        self._asked: dict[int, asyncio.Future[None]] = {}
+        self.ready = asyncio.Event()
+        self.serves = False
+        self._since = 0.0
+        self.answers = True
+        """Whether it answered when it was asked last."""
+        self.failure = ""
+        """Why it cannot serve, in words for the operator."""
+        self.report: dict[str, Any] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    def age(self) -> float:
+        """Seconds since it began to serve; none where it never did."""
+        return time.monotonic() - self._since if self._since else 0.0
+
+    async def work(self, work: Work, told: Callable[[], None]) -> str:
+        """Have it serve until it ends; how that was. `told` is called after each thing that it says."""
+        try:
+            channel.send_work(self._line, work)
+            reader, self._writer = await asyncio.open_connection(sock=self._line, limit=channel.MAX_LINE)
+            while line := await reader.readline():
+                self._take(channel.parse(line))
+                told()
+        except OSError:
+            pass  # it is gone
+        finally:
+            self.serves = False
+            for asked in self._asked.values():
+                asked.cancel()
+        await self.end()
+        self.ready.set()
+        told()
+        return self._how()
+
+    def _take(self, said: dict[str, Any]) -> None:
+        match said:
+            case {"ready": True}:
+                self.serves = True
+                self._since = time.monotonic()
+                self.ready.set()
+            case {"failed": str(failure)}:
+                self.failure = failure
+            case {"report": dict(report), "number": int(number)}:
+                self.report = report
+                if number in self._asked and not self._asked[number].done():
+                    self._asked[number].set_result(None)
+            case _:
+                raise AssertionError(f"a worker said {sorted(said)}")
+
+    async def ask(self) -> None:
+        """Bring `report` up to date; `answers` says whether that could be done."""
+        number = next(self._numbers)
+        self._asked[number] = answered = asyncio.get_running_loop().create_future()
+        self._tell(do="report", number=number)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await answered
+            self.answers = True
+        except TimeoutError:
+            self.answers = False
+        finally:
+            del self._asked[number]
+
+    def drain(self, seconds: float, *, linger: bool) -> None:
+        """Have it accept no more, and end when what is under way has ended."""
+        self._tell(do="drain", seconds=seconds, linger=linger)
+
+    def _tell(self, **order: Any) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(channel.line(**order))
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+
+    async def end(self) -> None:
+        """Wait until the process has ended, and let go of the line."""
+        if self._writer is not None:
+            self._writer.close()
+        self._line.close()
+        if self.alive():
+            gone = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            descriptor = os.pidfd_open(self.pid)
+            loop.add_reader(descriptor, gone.set)
+            try:
+                await gone.wait()
+            finally:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+            self._process.wait()
+
+    def _how(self) -> str:
+        status = self._process.returncode
+        if self.failure:
+            return self.failure
+        if status < 0:
+            return f"it was killed by {signal.Signals(-status).name}"
+        return f"it ended with status {status}"
+
+    def check(self) -> None:
+        """Raise MitmCacheError with what has kept it from serving."""
+        if not self.serves:
+            raise MitmCacheError(self.failure or f"a worker could not start: {self._how()}")

@@ -1,0 +1,238 @@
+"""The process that is started: it has the sockets and the account, and workers that serve. It never serves itself."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from mitm_cache.admin.pages import Pages
+from mitm_cache.admin.server import Server
+from mitm_cache.ca.custody import Custody
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import Layout, open_layout
+from mitm_cache.config import Config
+from mitm_cache.errors import ConfigError, MitmCacheError
+from mitm_cache.listening import Bound, Places, bind_places, close_others
+from mitm_cache.rights import Verdicts, begin
+from mitm_cache.wire.clients import Clients
+from mitm_cache.workers.account import Account
+from mitm_cache.workers.control import Control
+from mitm_cache.workers.count import processors
+from mitm_cache.workers.crew import Crew
+from mitm_cache.workers.hand import Hand
+
+GRACE_SECONDS = 3.0
+"""What a process has to end once its time to drain is over; killing it costs nothing that is not resumed."""
+SPARE_SECONDS = 1.0
+"""How often it is looked whether a worker is kept waiting."""
+
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One service: made ready by the constructor, at work in `run`."""
+
+    def __init__(self, config: Config, places: Places, hands: list[Hand], *, load: Callable[[], Config]) -> None:
+        """`places`: what is bound; `hands`: workers that wait for work; `load`: the configuration as it is by now.
+
+        Raises MitmCacheError.
+        """
+        self.config = config
+        self.layout: Layout = open_layout(config.data_dir)
+        self.custody = _custody(config)
+        self._places = places
+        self._waiting = hands
+        self._load = load
+        self._crews: list[Crew] = []
+        self._account = Account(lambda: self._crews)
+        self._admin: tuple[Server, Pages] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def bound(self) -> Bound:
+        """What the service listens on."""
+        return Bound([(place.listener, each) for place, sockets in self._places.items() for each in sockets])
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to end. `ready` is called once every worker accepts connections. Raises MitmCacheError."""
+        self._stopping, self._hurry, self._reloading = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_end)
+        # A terminal that is closed says SIGHUP too, and means the end.
+        if not os.isatty(0):
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_by_signal()))
+        try:
+            _forget_verdicts(self.config, self.layout)
+            crew = self._gather(self.config, self._places)
+            await crew.complete()
+            async with self._control():
+                await self._open_admin()
+                self._attending = self._start(self.custody.attend())
+                self._start(self._keep_spare())
+                if not self._stopping.is_set():
+                    ready()
+                await self._stopping.wait()
+                await self._drain()
+        finally:
+            await self._end()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _told_to_end(self) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+        for crew in self._crews:
+            crew.give_up()
+
+    async def _drain(self) -> None:
+        """Accept no more, and wait for what is under way."""
+        close_others(self._places, {})
+        posts = [post for crew in self._crews for post in crew.posts]
+        for crew in self._crews:
+            crew.dismiss(linger=False)
+        hurry, ended = self._start(_wait(self._hurry)), self._start(_all(posts))
+        patience = self.config.drain + GRACE_SECONDS
+        await asyncio.wait([hurry, ended], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _end(self) -> None:
+        """Whatever went wrong, nothing is left behind."""
+        self._stopping.set()
+        close_others(self._places, {})
+        for crew in self._crews:
+            crew.dismiss(linger=False)
+            crew.kill()
+        for hand in self._waiting:
+            hand.kill()
+        await asyncio.gather(*(post for crew in self._crews for post in crew.posts), return_exceptions=True)
+        for hand in self._waiting:
+            await hand.end()
+        await self._close_admin()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _gather(self, config: Config, places: Places) -> Crew:
+        count = config.workers or processors()
+        crew = Crew(config, places, count, hire=self._hire, retire=self._account.retire)
+        self._crews.append(crew)
+        crew.start()
+        return crew
+
+    def _hire(self) -> Hand:
+        while self._waiting:
+            hand = self._waiting.pop()
+            if hand.alive():
+                return hand
+        return Hand()
+
+    async def _keep_spare(self) -> None:
+        """Where several workers serve, one more waits with the program loaded: who takes a place serves at once."""
+        while not self._stopping.is_set():
+            crew = self._crews[-1]
+            self._waiting = [hand for hand in self._waiting if hand.alive()]
+            if crew.count > 1 and not self._waiting and len(crew.serving) == crew.count:
+                self._waiting.append(Hand())
+            await asyncio.sleep(SPARE_SECONDS)
+
+    def _control(self) -> Control:
+        return Control(self.layout.run, {"reload": self.reload})
+
+    async def _open_admin(self) -> None:
+        config, clients = self.config, Clients(self.config.allow)
+        pages = Pages(self._account.facts(config, self.layout, self.custody, self.bound), self._account.numbers)
+        # Copies: the originals listen on, whoever answers.
+        server = Server([each.dup() for each in self.bound.for_admin], pages.by_path, admits=clients.admits)
+        await server.__aenter__()
+        self._admin = server, pages
+
+    async def _close_admin(self) -> None:
+        if self._admin is not None:
+            (server, pages), self._admin = self._admin, None
+            await server.__aexit__(None, None, None)
+            pages.close()
+
+    async def _reload_by_signal(self) -> None:
+        try:
+            logger.warning("%s", await self.reload())
+        except MitmCacheError as error:
+            logger.error("not reloaded, what was before stays: %s", error.message)
+
+    async def reload(self) -> str:
+        """Serve by the configuration as it is by now; says what was done.
+
+        Raises MitmCacheError where that cannot be done; all is as it was then.
+        """
+        async with self._reloading:
+            if self._stopping.is_set():
+                raise ConfigError("the service is ending")
+            config = self._load()
+            if config.data_dir != self.config.data_dir:
+                raise ConfigError(f"data_dir: {config.data_dir} needs a restart; {self.config.data_dir} is in use")
+            custody, places = _custody(config), _rebind(config, self._places)
+            crew = self._gather(config, places)
+            try:
+                await crew.complete()
+            except MitmCacheError:
+                self._crews.remove(crew)
+                crew.dismiss(linger=False)
+                await asyncio.gather(*crew.posts, return_exceptions=True)
+                close_others(places, self._places)
+                raise
+            if self._stopping.is_set():
+                raise ConfigError("the service is ending")
+            _forget_verdicts(config, self.layout)
+            for old in self._crews[:-1]:
+                old.dismiss(linger=True)
+                self._start(self._see_off(old))
+            close_others(self._places, places)
+            self.config, self.custody, self._places = config, custody, places
+            self._attending.cancel()
+            self._attending = self._start(custody.attend())
+            await self._close_admin()
+            await self._open_admin()
+            return f"reloaded: {crew.count} {'workers serve' if crew.count > 1 else 'worker serves'} by it"
+
+    async def _see_off(self, crew: Crew) -> None:
+        _, late = await asyncio.wait(crew.posts, timeout=crew.config.drain + GRACE_SECONDS)
+        if late:
+            crew.kill()
+            await asyncio.wait(late)
+        if crew in self._crews:
+            self._account.close(crew)
+            self._crews.remove(crew)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _all(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
+
+
+def _custody(config: Config) -> Custody:
+    return Custody.open(config.ca_dir, permitted=config.permitted_names())
+
+
+def _rebind(config: Config, places: Places) -> Places:
+    try:
+        return bind_places(config, config.workers or processors(), places)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message}; what cannot be bound now can be by a restart, perhaps") from error
+
+
+def _forget_verdicts(config: Config, layout: Layout) -> None:
+    index = Index(layout.index)
+    try:
+        begin(config, Verdicts(index))
+    finally:
+        index.close()

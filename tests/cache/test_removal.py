@@ -1,0 +1,154 @@
+"""What leaves with an image, what stays, and what is left when a removal meets other work."""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mitm_cache.cache.catalog import Cached, Catalog
+from mitm_cache.cache.confirmed import Confirmed
+from mitm_cache.cache.entry import Link
+from mitm_cache.cache.removal import Remover, plan
+from mitm_cache.demo.image import KIB, assemble, generate, layer
+from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import OCI_INDEX
+from mitm_cache.oci.reference import Repository, Tag
+from tests.stored import ACCEPT, REGISTRY, Stored
+
+AMD = "linux/amd64"
+APP = Repository("team/app")
+BASE, LEFT, RIGHT = (layer(name, size) for name, size in (("base", 4 * KIB), ("left", 2 * KIB), ("right", KIB)))
+ONE, OTHER = assemble({AMD: [BASE, LEFT]}), assemble({AMD: [BASE, RIGHT]})
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Iterator[Stored]:
+    with Stored(tmp_path / "data") as stored:
+        yield stored
+
+
+def named(*names: str) -> Callable[[Catalog], list[Cached]]:
+    """Picks images by their whole names."""
+    return lambda catalog: [image for image in catalog.images if str(image) in names]
+
+
+def links(stored: Stored) -> set[str]:
+    """Every link there is, by its place."""
+    kinds = ("_tags", "_digests")
+    files = [path.relative_to(stored.layout.links) for path in stored.layout.links.rglob("*") if path.is_file()]
+    return {str(path) for path in files if set(kinds) & set(path.parts)}
+
+
+def test_shared_layers_stay(stored: Stored) -> None:
+    """What another image needs stays, in another repository too; the rest is freed to the byte, with its links."""
+    stored.put("team/app", "1", ONE)
+    stored.put("team/other", "1", OTHER)
+    before, alone = stored.size(), Catalog(stored.root).sizes(stored.find("quay.io/team/app:1"))[0]
+    assert Remover(stored.layout).preview(named("quay.io/team/app:1")).freed == alone
+    assert stored.size() == before
+    removed = Remover(stored.layout).remove(named("quay.io/team/app:1"))
+    assert (removed.freed, removed.blobs, removed.young) == (alone, 4, 0)  # index, manifest, configuration, one layer
+    assert stored.size() == before - alone
+    assert stored.names() == ["quay.io/team/other:1"]
+    assert {name.split("/_")[0] for name in links(stored)} == {"quay.io/team/other"}
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/other:1"))
+    stored.index.put("barrier", "x")
+    assert stored.links.tagged(REGISTRY, APP, Tag("1"), ACCEPT) is None
+    assert stored.links.holds(REGISTRY, APP, Digest.parse(BASE.content.digest)) is None
+
+
+def test_another_tag_of_it(stored: Stored) -> None:
+    """A tag that leaves takes nothing with it that another tag needs."""
+    stored.put("team/app", "1", ONE)
+    stored.put("team/app", "2", ONE)
+    before = stored.size()
+    assert Remover(stored.layout).remove(named("quay.io/team/app:1")).freed == 0
+    assert (stored.names(), stored.size()) == (["quay.io/team/app:2"], before)
+    assert Remover(stored.layout).remove(named("quay.io/team/app:2")).freed == before
+    assert (stored.names(), stored.size(), links(stored)) == ([], 0, set())
+
+
+def test_what_upstream_said(stored: Stored) -> None:
+    """The index forgets a removed tag too, or it would be served on from there while another name keeps it here."""
+    top = stored.put("team/app", "1", ONE)
+    stored.put("team/app", "2", ONE)
+    confirmed = Confirmed(stored.index)
+    confirmed.keep(REGISTRY, APP, Tag("1"), ACCEPT, Link(top, OCI_INDEX, 3), time.time())
+    stored.index.put("barrier", "x")
+    Remover(stored.layout).remove(named("quay.io/team/app:1"))
+    assert confirmed.find(REGISTRY, APP, Tag("1"), ACCEPT) is None
+    assert stored.names() == ["quay.io/team/app:2"]
+
+
+def test_young_ones_stay(stored: Stored) -> None:
+    """What was used within minutes may be part of a pull: the name leaves, and the bytes do later."""
+    stored.put("team/app", "1", ONE, age=10)
+    before = stored.size()
+    removed = Remover(stored.layout).remove(named("quay.io/team/app:1"))
+    assert (removed.freed, removed.young_bytes) == (0, before)
+    assert (stored.names(), stored.size()) == ([], before)
+    for digest in Catalog(stored.root).blobs:
+        stored.use(digest, 600)
+    assert Remover(stored.layout).remove(named(), strays=True).freed == before
+    assert stored.size() == 0
+
+
+def test_strays(stored: Stored) -> None:
+    """Content that no image needs leaves where that is asked for, and its links with it; else it stays."""
+    stored.put("team/app", "1", ONE)
+    stored.put("team/app", "2", OTHER)
+    manifest = Digest.parse(OTHER.index.digest)
+    stored.blobs.remove(manifest)
+    stored.blobs.remove(Digest.parse(OTHER.platforms[AMD].digest))
+    before = stored.size()
+    assert plan(Catalog(stored.root), []).blobs == {}
+    removed = Remover(stored.layout).remove(named(), strays=True)
+    assert (removed.images, removed.blobs) == ((), 2)  # its configuration and its layer
+    assert stored.size() == before - removed.freed
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/app:1"))
+    assert f"quay.io/team/app/_digests/{Digest.parse(RIGHT.content.digest).filename}" not in links(stored)
+
+
+def test_order(stored: Stored) -> None:
+    """What refers leaves before what it refers to: a removal that is broken off leaves no image by halves."""
+    image = generate(sizes=[KIB, KIB], platforms=[AMD, "linux/arm64"])
+    stored.put("team/app", "1", image)
+    catalog = Catalog(stored.root)
+    leaving = list(plan(catalog, catalog.images).blobs)
+    assert leaving[0] == Digest.parse(image.index.digest)
+    assert set(leaving[1:3]) == {Digest.parse(each.digest) for each in image.platforms.values()}
+    assert len(leaving) == 3 + len(image.blobs)
+
+
+def test_what_comes_meanwhile(stored: Stored) -> None:
+    """An image that arrives between the choice and the removal keeps what it shares."""
+    stored.put("team/app", "1", ONE)
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        stored.put("team/other", "1", OTHER)
+        return named("quay.io/team/app:1")(catalog)
+
+    Remover(stored.layout).remove(choose)
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/other:1"))
+    assert stored.names() == ["quay.io/team/other:1"]
+
+
+def test_one_at_a_time(stored: Stored) -> None:
+    """It waits for a sweep that goes on."""
+    stored.put("team/app", "1", ONE)
+    chosen = threading.Event()
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen.set()
+        return catalog.images
+
+    with stored.layout.evicting.open("w") as sweep:
+        fcntl.flock(sweep, fcntl.LOCK_EX)
+        work = threading.Thread(target=Remover(stored.layout).remove, args=[choose])
+        work.start()
+        assert not chosen.wait(0.2)
+    work.join()
+    assert (chosen.is_set(), stored.names()) == (True, [])
