@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
+from mitm_cache.cache import entry
 from mitm_cache.cache.survey import Survey
 from mitm_cache.config import Config
 from mitm_cache.oci.contents import Contents, Descriptor
@@ -31,6 +32,7 @@ _RIGHTS = {
     Rights.SHARED: "a client without a credential has what the cache's own may have",
     Rights.OPEN: "every client has what is cached",
 }
+_GIVEN = "{} by the operator: the policy alone says who may have it, and no right is asked upstream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,8 @@ class Part:
 class Content:
     """A manifest that would be served: `since` is when the tag was first heard to be it, `asked` when upstream last
     said so, `used` when it was last used, to an hour, and `ready` from when on the policy lets the tag be it, "" where
-    it does now."""
+    it does now. `origin` is how it came here, pulled, synced or imported, "" where that is not known; `rights_mean` who
+    may have it, "" where that is as the registry's `rights` say."""
 
     digest: str
     media_type: str
@@ -97,6 +100,8 @@ class Content:
     asked: str
     used: str
     ready: str
+    origin: str
+    rights_mean: str
     parts: tuple[Part, ...]
 
 
@@ -184,7 +189,7 @@ def _contents(survey: Survey, registry: Registry, image: Image, ruling: Ruling, 
         for tagged in survey.tagged(registry.name, image.repository, reference):
             ready = tagged.since + ruling.min_age
             yield replace(
-                _content(survey, tagged.digest, tagged.media_type),
+                _content(survey, registry, image.repository, tagged.digest, tagged.media_type),
                 since=_time(tagged.since),
                 asked=_time(tagged.asked) if tagged.asked is not None else "",
                 ready=_time(ready) if ready > now else "",
@@ -192,11 +197,13 @@ def _contents(survey: Survey, registry: Registry, image: Image, ruling: Ruling, 
         return
     link = survey.holds(registry.name, image.repository, reference)
     if link is not None:
-        yield _content(survey, reference, link.media_type)
+        yield _content(survey, registry, image.repository, reference, link.media_type)
 
 
-def _content(survey: Survey, digest: Digest, media_type: str) -> Content:
+def _content(survey: Survey, registry: Registry, repository: Repository, digest: Digest, media_type: str) -> Content:
     kept = survey.kept(digest)
+    link = survey.holds(registry.name, repository, digest)
+    given = link.origin if link is not None and link.origin is not entry.Origin.PULLED else None
     return Content(
         digest=str(digest),
         media_type=media_type,
@@ -206,6 +213,8 @@ def _content(survey: Survey, digest: Digest, media_type: str) -> Content:
         asked="",
         used=_time(kept.used) if kept else "",
         ready="",
+        origin=link.origin.value if link else "",
+        rights_mean=_GIVEN.format(given.value) if given else "",
         parts=tuple(_parts(survey, Descriptor(digest, 0), MAX_DEPTH)) if kept else (),
     )
 

@@ -64,11 +64,8 @@ def main(context: click.Context, file: Path | None, data_dir: str | None) -> Non
 
 for _command in (dnsmasq, unbound, coredns):
     example.add_command(_command)
-for _command in (serve, reload, demo, status, doctor, why, ca, example, addon_path, setup, user, verify):
-    main.add_command(_command)
-for _command in (export, import_):
-    main.add_command(_command)
-for _command in (pull, sync):
-    main.add_command(_command)
-for _command in (ls, rm, pin, unpin, prune, completion):
+for _command in (
+    *(serve, reload, demo, status, doctor, why, ca, example, addon_path, setup, user, verify),
+    *(export, import_, pull, sync, ls, rm, pin, unpin, prune, completion),
+):
     main.add_command(_command)

@@ -58,8 +58,7 @@ def _open(config: "Config", stack: ExitStack) -> "Import":
     from mitm_cache.cache.pushed import Pushed
     from mitm_cache.exchange.incoming import Import
 
-    if config.data_dir.exists():
-        check_owner(config.data_dir, "import")
+    check_owner(config.data_dir, "import")
     layout = open_layout(config.data_dir)
     index = Index(layout.index)
     stack.callback(index.close)

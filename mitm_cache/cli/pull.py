@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import pwd
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,11 +10,9 @@ import click
 
 from mitm_cache.cli.progress import watch
 from mitm_cache.cli.status import size
-from mitm_cache.errors import ConfigError
+from mitm_cache.cli.telling import check_owner
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mitm_cache.config import Config
     from mitm_cache.filling.listed import Listed
     from mitm_cache.filling.report import Progress
@@ -82,7 +78,7 @@ def run(
 
     configure_logging()
     extent = Extent(parse_platforms(",".join(platforms)), referrers, dry, parallel)
-    check_owner(config.data_dir)
+    check_owner(config.data_dir, click.get_current_context().info_name or "this")
     _warn_of_strangers(config, listed)
     layout = open_layout(config.data_dir)
     try:
@@ -95,17 +91,6 @@ def run(
     else:
         click.echo("\n".join(render(progress, dry=dry)))
     sys.exit(1 if progress.failures else 0)
-
-
-def check_owner(root: "Path") -> None:
-    """Raise ConfigError where files would be written that the service could not read."""
-    if not root.exists() or os.geteuid() == (owner := root.stat().st_uid):
-        return
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = f"#{owner}"
-    raise ConfigError(f"data_dir {root} belongs to {name}: run this as the same user, sudo -u '{name}'")
 
 
 def _warn_of_strangers(config: "Config", listed: "Listed") -> None:

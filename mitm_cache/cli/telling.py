@@ -48,11 +48,11 @@ def counted(count: int, noun: str) -> str:
 
 
 def check_owner(root: Path, command: str) -> None:
-    """Raise ConfigError where files would get another owner than the service's."""
-    owner = root.stat().st_uid
-    if os.geteuid() != owner:
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = f"#{owner}"
-        raise ConfigError(f"{command} writes files that the service must own: run it as its user, sudo -u '{name}'")
+    """Raise ConfigError where files would get another owner than the service's; there is none before the first."""
+    if not root.exists() or os.geteuid() == (owner := root.stat().st_uid):
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise ConfigError(f"{command} writes files that the service must own: run it as its user, sudo -u '{name}'")

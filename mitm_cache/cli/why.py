@@ -109,6 +109,8 @@ def _contents(contents: "tuple[Content, ...]") -> Iterator[tuple[str, str]]:
         yield "cached" if content.cached else "not cached", ", ".join((content.digest, *times))
         if content.size is not None:
             yield "", f"{content.media_type}, {size(content.size)}, last used {content.used}"
+        if content.rights_mean:
+            yield "", content.rights_mean
         for part in content.parts:
             yield "", _part(part, content)
 

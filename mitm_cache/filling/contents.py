@@ -85,7 +85,8 @@ class Contents:
         return link
 
     async def bring(self, place: Place, what: Descriptor, room: str, note: Callable[[int], None]) -> bool:
-        """See to it that a content is here and linked; whether it was not here before. `note` is told of new bytes.
+        """See to it that a content is here and linked; whether it was not here before. `note` is told how many
+        bytes of it are here while it comes.
 
         Raises MitmCacheError.
         """
@@ -133,6 +134,7 @@ class Contents:
         if isinstance(boarding, Landed):
             size = boarding.blob.size
             boarding.blob.close()
+            note(size)  # it was not here a moment ago
             await self.hold(place, Link(what.digest, what.media_type if room == MANIFESTS else OCTETS, size))
             return False
         passenger = boarding.passenger
@@ -163,5 +165,5 @@ async def _ride(passenger: Passenger | Bypass, size: int, note: Callable[[int], 
         if passenger.reason:
             raise StoreError(f"the disk does not take it: {passenger.reason}")
         reached = await passenger.readable(max(position, 0), size)
-        note(reached - max(position, 0))
+        note(reached)
         position = reached

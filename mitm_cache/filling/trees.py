@@ -71,6 +71,7 @@ class Trees:
         self._blobs: Once[tuple[str, Digest], None] = Once()
         self._slots = asyncio.Semaphore(extent.parallel)
         self._counted: set[Digest] = set()
+        self._arrived: dict[Digest, int] = {}
 
     async def resolve(self, place: Place, tag: Tag) -> Descriptor | None:
         """What a tag is now; None where there is no such tag. Raises MitmCacheError."""
@@ -137,7 +138,7 @@ class Trees:
                 return await self._look(place, one)
             if self._extent.dry:
                 return await self._contents.read(one.digest)
-            if await self._contents.bring(place, one, MANIFESTS, self._note(tree)):
+            if await self._contents.bring(place, one, MANIFESTS, self._note(tree, one.digest)):
                 tree.is_new = True
             return await self._contents.read(one.digest)
 
@@ -157,7 +158,7 @@ class Trees:
 
         async def bring(blob: Descriptor) -> None:
             async with self._slots:
-                await self._contents.bring(place, blob, BLOBS, self._note(tree))
+                await self._contents.bring(place, blob, BLOBS, self._note(tree, blob.digest))
 
         def once(blob: Descriptor) -> Awaitable[None]:
             return self._blobs.do((str(place), blob.digest), lambda: bring(blob))
@@ -177,8 +178,13 @@ class Trees:
             self._progress.contents += 1
             self._progress.expected += one.size
 
-    def _note(self, tree: Tree) -> Callable[[int], None]:
-        def note(count: int) -> None:
+    def _note(self, tree: Tree, digest: Digest) -> Callable[[int], None]:
+        """Counts the bytes of a content once, though several repositories wait for it, or it is asked for again."""
+
+        def note(reached: int) -> None:
+            before = self._arrived.get(digest, 0)
+            self._arrived[digest] = max(before, reached)
+            count = self._arrived[digest] - before
             tree.bytes += count
             self._progress.arrived += count
 

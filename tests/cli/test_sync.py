@@ -72,9 +72,11 @@ def test_another_user(cache: Cache) -> None:
     """Files that the service could not read are not written."""
     cache.data.mkdir()
     os.chown(cache.data, 65534, 65534)
-    result = cache.run("pull", f"{HOST}/{NAME}:1")
-    assert result.exit_code == 1
-    assert "run this as the same user, sudo -u 'nobody'" in result.stderr
+    for command, *rest in (["pull", f"{HOST}/{NAME}:1"], ["sync", "-f", os.devnull]):
+        result = cache.run(command, *rest)
+        assert result.exit_code == 1
+        words = f"{command} writes files that the service must own: run it as its user, sudo -u 'nobody'"
+        assert words in result.stderr
     assert list(cache.data.iterdir()) == []
 
 

@@ -50,11 +50,19 @@ class Why:
         self.app = f"{upstream.registry.name}/{APP}:1"
 
     def __call__(self, *arguments: str, more: str = "", keys: str = "") -> Result:
+        return CliRunner().invoke(main, ["--config", str(self._configure(more, keys)), "why", *arguments])
+
+    def command(self, *arguments: str) -> None:
+        """Another command with the same configuration; it has to succeed."""
+        result = CliRunner().invoke(main, ["--config", str(self._configure("", "")), *arguments])
+        assert result.exit_code == 0, result.output
+
+    def _configure(self, more: str, keys: str) -> Path:
         file, head = self._folder / "why.toml", f'[registries."{self._upstream.registry.name}"]\n'
         text = settings(self._folder / "data", self._upstream, more=more)
         assert head in text
         file.write_text(text.replace(head, f"{head}{keys}\n"))
-        return CliRunner().invoke(main, ["--config", str(file), "why", *arguments])
+        return file
 
     def json(self, *arguments: str, more: str = "", keys: str = "") -> dict[str, Any]:
         result = self(*arguments, "--json", more=more, keys=keys)
@@ -106,6 +114,7 @@ def test_cached(cache: Threaded, why: Why, image: Image) -> None:
     [content] = document["contents"]
     assert (content["digest"], content["media_type"]) == (image.index.digest, image.index.media_type)
     assert (content["cached"], content["size"]) == (True, len(image.index.body))
+    assert (content["origin"], content["rights_mean"]) == ("pulled", "")
     assert content["since"] <= content["asked"]
     assert content["used"]
     sizes = {each.digest: sum(part["size"] for part in _refers(each.body)) for each in image.platforms.values()}
@@ -124,6 +133,25 @@ def test_cached(cache: Threaded, why: Why, image: Image) -> None:
 def _refers(body: bytes) -> list[dict[str, Any]]:
     document = json.loads(body)
     return [document["config"], *document["layers"]]
+
+
+@pytest.mark.parametrize("word", ["synced", "imported"])
+def test_put_here(tmp_path: Path, why: Why, upstream: LyingUpstream, image: Image, word: str) -> None:
+    """For what the operator has put here no right is asked, and so it stays when a client pulls it."""
+    data, wanted, carried = tmp_path / "data", tmp_path / "images", tmp_path / "carried"
+    wanted.write_text(f"{why.app}\n")
+    why.command("sync", "-f", str(wanted))
+    if word == "imported":
+        why.command("export", "--all", "-o", str(carried))
+        shutil.rmtree(data)
+        why.command("import", str(carried))
+    with in_thread(data, upstream) as cache:
+        assert cache.puller().pull(APP, "1").digest == image.index.digest
+    means = f"{word} by the operator: the policy alone says who may have it, and no right is asked upstream"
+    for name in (why.app, f"{why.app}@{image.index.digest}"):
+        [content] = why.json(name)["contents"]
+        assert (content["cached"], content["origin"], content["rights_mean"]) == (True, word, means)
+        assert means in why(name).output
 
 
 def test_partly_cached(cache: Threaded, why: Why, image: Image) -> None:

@@ -1,4 +1,4 @@
-"""Over an air gap with real tools: one cache is filled and exported, all registries end, and another one serves it all.
+"""Over an air gap with real tools: one cache is filled by a file, all registries end, and another one serves it all.
 
 Also what Docker and containerd themselves write and read.
 """
@@ -15,21 +15,37 @@ import pytest
 
 from tests.e2e.conftest import Serve
 from tests.e2e.test_pull import AMD64, CLIENTS, CREDS, NEEDS, check
-from tests.lab import images
+from tests.lab import images, network
 from tests.lab.clients import Arrived
 from tests.lab.lab import ROOT, Lab
 from tests.lab.process import LabError
-from tests.lab.product import Product
+from tests.lab.product import Product, toml
 from tests.needs import needs_root
 
-pytestmark = [pytest.mark.e2e, needs_root(), NEEDS["skopeo"]]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_root(), NEEDS["skopeo"]]
 
-IMAGES: Mapping[str, images.Recipe] = {
+SYNCED: Mapping[str, images.Recipe] = {
     "quay.io/lab/tiny:1": images.TINY,
-    "docker.io/library/tiny:docker": images.TINY_DOCKER,
     "ghcr.io/private/tiny:1": images.TINY,
     "private.example.com/private/many:1": images.MANY,
 }
+PULLED: Mapping[str, images.Recipe] = {"docker.io/library/tiny:docker": images.TINY_DOCKER}
+IMAGES = {**SYNCED, **PULLED}
+USER, _, PASSWORD = CREDS.partition(":")
+LIST = f"""
+quay.io:
+  images:
+    lab/tiny: ["1"]
+ghcr.io:
+  credentials: {{username: {USER}, password: {PASSWORD}}}
+  images:
+    private/tiny: ["1"]
+private.example.com:
+  credentials: {{username: {USER}, password: {PASSWORD}}}
+  images-by-tag-regex:
+    private/many: ^1$
+"""
+"""SYNCED, as `skopeo sync` reads it: two registries let nobody in without a credential."""
 OFFLINE = {"cache": {"offline": True}}
 
 logger = logging.getLogger(__name__)
@@ -37,8 +53,13 @@ logger = logging.getLogger(__name__)
 
 def run(lab: Lab, data: Path, *arguments: object) -> str:
     """A command over a data directory, on the cache's host."""
+    settings = {
+        "data_dir": str(data),
+        "upstream": {"ca_file": str(lab.ca_file), "resolvers": [network.DNS]},
+        "registries": {"private.example.com": {"url": "https://private.example.com"}},
+    }
     config = lab.fresh("command", ".toml")
-    config.write_text(f'data_dir = "{data}"\n[registries."private.example.com"]\nurl = "https://private.example.com"\n')
+    config.write_text(toml(settings))
     command = [sys.executable, "-m", "mitm_cache", "--config", str(config), *map(str, arguments)]
     return lab.cache.run(*command, env={"PYTHONPATH": str(ROOT)}, timeout=120).out
 
@@ -55,15 +76,21 @@ def switched_off(lab: Lab) -> Iterator[None]:
 
 @pytest.fixture
 def carried(lab: Lab, serve: Serve) -> Path:
-    """A folder with all images, from a cache that one client has pulled them through; that cache has ended."""
-    product = serve()
-    client = lab.skopeo()
-    for reference, recipe in IMAGES.items():
-        image = lab.image(recipe)
-        assert client.pull(reference, creds=CREDS).digest == image.digest
+    """A folder with all images, from a cache that has ended: most came by `sync`, and one by a client's pull."""
+    made = {reference: lab.image(recipe) for reference, recipe in IMAGES.items()}
+    product, wanted = serve(), lab.fresh("images", ".yaml")
+    for reference in PULLED:
+        assert lab.skopeo().pull(reference).digest == made[reference].digest
+    wanted.touch(0o600)
+    wanted.write_text(LIST)
+    filled = json.loads(run(lab, product.data, "sync", "-f", wanted, "--json"))
+    assert {one["image"]: one["digest"] for one in filled["images"]} == {name: made[name].digest for name in SYNCED}
+    asked = {event["registry"] for event in product.events()}
+    assert asked == {"docker.io"}, "a client has asked for more than was to come by its pull"
     out = lab.fresh("carried")
     said = json.loads(run(lab, product.data, "export", "--all", "-o", out, "--json"))
     product.stop()
+    logger.info("synced: %s", {key: value for key, value in filled.items() if key != "images"})
     logger.info("exported: %d images, %d blobs, %d bytes", len(said["images"]), said["blobs"], said["bytes"])
     assert {one["name"] for one in said["images"]} == set(IMAGES)
     return out

@@ -19,7 +19,7 @@ from tests.lab.product import Product
 from tests.lab.tokens import USERS
 from tests.needs import needs_root
 
-pytestmark = [pytest.mark.e2e, needs_root(), NEEDS["skopeo"]]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_root(), NEEDS["skopeo"]]
 
 BEARER, BASIC = "ghcr.io", "private.example.com"
 WRONG = "lab:wrong-passw0rd"

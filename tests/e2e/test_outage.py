@@ -19,7 +19,7 @@ from tests.lab.process import LabError, wait_until
 from tests.lab.product import MIRROR_URL, Product
 from tests.needs import needs_root
 
-pytestmark = [pytest.mark.e2e, needs_root()]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_root()]
 
 KINDS = ("docker", "ctr", "cri", "podman")
 PUBLIC = ("docker.io/library/tiny:1", "ghcr.io/lab/tiny:1", "quay.io/lab/tiny:1")

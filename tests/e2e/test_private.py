@@ -21,7 +21,7 @@ from tests.lab.product import CLEAR, MIRROR, OWN, TLS, Product
 from tests.lab.tokens import USERS, basic
 from tests.needs import needs_root
 
-pytestmark = [pytest.mark.e2e, needs_root(), NEEDS["skopeo"]]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_root(), NEEDS["skopeo"]]
 
 BEARER, BASIC = "ghcr.io", "private.example.com"
 PRIVATE, OTHERS = "private/tiny", "others/part"

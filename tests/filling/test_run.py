@@ -243,6 +243,22 @@ def test_foreign_content_is_not_taken_on_trust(tmp_path: Path, upstream: LyingUp
     assert stolen.replace(":", "-") not in held
 
 
+def test_bytes_are_counted_once(cache: Cache, upstream: LyingUpstream) -> None:
+    """A layer that two repositories of one run wait for at the same time has come once."""
+    upstream.registry.put("team/copy", IMAGE, "1")
+    gate = upstream.gate()
+    upstream.lie("object", gate.hold_after(10 * KIB))
+    with ThreadPoolExecutor(1) as pool:
+        names = [f"{HOST}/{NAME}:1", f"{HOST}/team/copy:1"]
+        filling = pool.submit(cache.report, "pull", "--parallel", "12", *names)
+        upstream.requests.wait(len(IMAGE.blobs), kind="blob", method="HEAD")
+        gate.release()
+        report = filling.result()
+    sizes = [path.stat().st_size for path in (cache.data / "blobs").glob("*/*/*")]
+    assert len(sizes) == report["contents"]["fetched"] == len(everything())
+    assert report["bytes"]["fetched"] == sum(image["bytes"] for image in report["images"]) == sum(sizes)
+
+
 def test_clients_that_wait_share_the_download(cache: Cache, upstream: LyingUpstream) -> None:
     """A pull through the service and a filling beside it cost one GET for each blob."""
     gate = upstream.gate()
