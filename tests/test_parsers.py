@@ -22,6 +22,10 @@ from mitm_cache.ca.constraints import Constraints
 from mitm_cache.cache.entry import Link
 from mitm_cache.doctor.node import read_daemon_json, read_hosts
 from mitm_cache.errors import ClientError, ConfigError, MitmCacheError, UpstreamError
+from mitm_cache.exchange import stock
+from mitm_cache.filling.listed import parse_list
+from mitm_cache.filling.trees import parse_platforms
+from mitm_cache.filling.versions import Constraint
 from mitm_cache.node import docker, lines, rancher, tomls, trust
 from mitm_cache.node.files import decode, encode
 from mitm_cache.node.model import Cache
@@ -246,15 +250,21 @@ PARSERS: dict[str, tuple[Parse, type[Exception] | tuple[type[Exception], ...]]] 
     "setup's manifest": (_state, ConfigError),
     "lines": (lambda text: lines.take_out("a\n", "a\nb\n", text), ()),
     "users": (lambda text: users.parse(_bytes(text), where="file"), ConfigError),
+    # what is filled and carried
+    "versions": (Constraint.parse, ConfigError),
+    "images.yaml": (parse_list, ConfigError),
+    "platforms": (parse_platforms, ConfigError),
+    "document of an archive": (lambda text: stock.parse(_bytes(text), "document"), ClientError),
     # doctor
     "/etc/hosts": (_file(read_hosts), ()),
     "daemon.json, looked at": (_file(read_daemon_json), ()),
 }
-SLOW = {"registries.yaml"}
+SLOW = {"registries.yaml", "images.yaml"}
 """ruamel.yaml takes seconds for a thousand brackets; it reads nothing but a node's own files."""
 QUADRATIC = {
     "lines",  # difflib, of a file of the node's own
     "registries.yaml",  # ruamel.yaml, the same
+    "images.yaml",  # the same
     "edit of a hosts.toml",
     "hosts.toml",
     "configuration",
@@ -381,9 +391,11 @@ KNOWN_PARSERS = {
     "node.model:parse", "node.trust:parse_certificate", "node.trust:parse_fingerprint", "oci.digest:parse",
     "oci.operation:classify", "oci.reference:parse", "oci.reference:parse_reference",
     "upstream.credentials:parse_secret",
+    "exchange.stock:parse", "filling.listed:parse_list", "filling.trees:parse_platforms", "filling.versions:parse",
     "users.table:parse", "wire.basic:parse_basic", "wire.challenge:parse_bearer", "wire.ranges:parse_content_range",
 }  # fmt: skip
 ELSEWHERE = {
+    "cli.images:parse": "tests/oci/test_image.py",
     "oci.image:parse": "tests/oci/test_image.py",
     "workers.channel:parse": "tests/test_workers.py",  # between processes of our own
 }

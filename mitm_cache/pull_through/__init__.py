@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from mitm_cache.answers import API_VERSION, explain, pass_back, refuse, small
 from mitm_cache.cache.spool import Spool
-from mitm_cache.errors import LoginError, MitmCacheError, OfflineError, UnreachableError, UpstreamError
+from mitm_cache.errors import LoginError, MitmCacheError, OfflineError, UnreachableError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.operation import Blob, Catalog, Manifest, Ping, Referrers, TagList
 from mitm_cache.oci.reference import Tag
@@ -85,7 +85,7 @@ class PullThrough:
             answer = await self._leg.exchange(self._gate.call(request, limit=PING_SIZE), patient=False)
             if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
                 raise UnreachableError(f"{request.registry.name} answered {answer.status}")
-        except UpstreamError as error:
+        except (UnreachableError, OfflineError) as error:
             # Asked to log in, a client would go to a token host, for which the cache cannot answer.
             reason = f"{error.message}; what is cached needs no login"
             return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason=reason)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.proof import Proofs
 from mitm_cache.cache.spool import Spool
-from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UpstreamError
+from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UnreachableError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.upstream.breaker import Place, Waiting
 from mitm_cache.upstream.client import Call, Client
@@ -96,7 +96,7 @@ class Leg:
                 return await self._loop.run_in_executor(self._exchanges, work)
         except TimeoutError:
             words = f"{call.registry.name} has not answered within {PATIENCE:.0f} s"
-            raise UpstreamError(words, status=504) from None
+            raise UnreachableError(words, status=504) from None
         finally:
             doubting.cancel()
             waiting.abandoned = True
