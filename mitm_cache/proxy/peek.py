@@ -82,7 +82,7 @@ async def read_connect(reader: asyncio.StreamReader, data: bytes = b"") -> Conne
     if not b"CONNECT ".startswith(data[:8]):
         return Beginning(data)
     head, end, rest = data.partition(b"\r\n\r\n")
-    if not end:
+    if not end or len(head) > MAX_BEGINNING:  # one read may bring more than is allowed, and its end
         raise ClientError(f"the head of a CONNECT request is at most {MAX_BEGINNING} bytes", status=431)
     try:
         request = read_request_head(head.split(b"\r\n"))

@@ -1,10 +1,14 @@
 """What is refused of a request's head before anybody parses it."""
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitm_cache.errors import ClientError
 from mitm_cache.proxy.head import MAX_HEAD, refuse_head
+from mitm_cache.proxy.peek import read_connect
 
 HEAD = b"GET /v2/ HTTP/1.1\r\nHost: quay.io\r\n\r\n"
 
@@ -44,3 +48,15 @@ def test_like_the_model(head: bytes, rest: bytes) -> None:
     whole = bytes(received[:end]).replace(b"\r\n", b"")
     bad = any((byte < 0x20 and byte not in b"\t\n") or byte == 0x7F for byte in whole)
     assert (refuse_head(received) is not None) == bad
+
+
+@pytest.mark.parametrize("first", [1 << 10, 64 << 10, 200_000])
+async def test_a_connect_of_any_reads(first: int) -> None:
+    """The limit holds however much one read brings: its end may come with what is too much."""
+    head = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"
+    reader = asyncio.StreamReader(limit=1 << 20)
+    reader.feed_data(head[first:])
+    reader.feed_eof()
+    with pytest.raises(ClientError) as caught:
+        await read_connect(reader, head[:first])
+    assert caught.value.status == 431
