@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
+from mitm_cache.tasks import Tasks
 from mitm_cache.users import Users
 from mitm_cache.welcome.facts import Facts as PublicFacts
 from mitm_cache.welcome.facts import own_address
@@ -74,7 +75,7 @@ class App:
         """Serve until `stop`. `ready` is called once connections are accepted."""
         async with AsyncExitStack() as stack:
             stack.callback(self._access.flush)
-            tasks = await stack.enter_async_context(_Tasks())
+            tasks = await stack.enter_async_context(Tasks())
             core = Core(
                 self.config,
                 self.layout,
@@ -196,28 +197,6 @@ class App:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._access.flush()
-
-
-class _Tasks:
-    """A task group whose tasks end with the service."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-        self._started: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[None, None, None]) -> None:
-        task = self._group.create_task(work)
-        self._started.add(task)
-        task.add_done_callback(self._started.discard)
-
-    async def __aenter__(self) -> "_Tasks":
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        for task in list(self._started):
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
 
 
 async def _call_when(event: asyncio.Event, work: Callable[[], None]) -> None:

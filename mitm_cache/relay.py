@@ -102,11 +102,9 @@ class Relay:
         if request.method not in ("PUT", "DELETE"):
             return
         registry = request.registry.name
-        match request.operation:
-            case Manifest(repository, reference):
-                await self._leg.run(lambda: self._pushed.keep(registry, repository, reference))
-            case _:
-                pass
+        if isinstance(request.operation, Manifest):
+            repository, reference = request.operation.repository, request.operation.reference
+            await self._leg.run(lambda: self._pushed.keep(registry, repository, reference))
         match request.operation:
             case Manifest(repository, Tag() as tag):
                 await self._leg.run(lambda: self._links.untag(registry, repository, tag))

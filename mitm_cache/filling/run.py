@@ -5,9 +5,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Self
 
 from mitm_cache.cache.layout import Layout
 from mitm_cache.config import Config
@@ -22,6 +21,7 @@ from mitm_cache.filling.trees import Extent
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci.reference import Reference, Repository, Tag
 from mitm_cache.registries import Known
+from mitm_cache.tasks import Tasks
 
 ACCOUNT_SECONDS = 5.0
 MANY = 3
@@ -40,7 +40,7 @@ async def fill(
     begin(progress)
     journal = Journal()
     async with AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(_Tasks())
+        tasks = await stack.enter_async_context(Tasks())
         core = Core(
             prepared.config,
             layout,
@@ -118,25 +118,3 @@ async def _account(journal: Journal, progress: Progress) -> None:
         if arrived:
             event = Event(time=time.time(), listener="", client="", outcome="MISS", bytes_in=arrived)
             journal.record(event)
-
-
-class _Tasks:
-    """Tasks beside a filling, which end with it."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-        self._started: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[None, None, None]) -> None:
-        task = self._group.create_task(work)
-        self._started.add(task)
-        task.add_done_callback(self._started.discard)
-
-    async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        for task in list(self._started):
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
