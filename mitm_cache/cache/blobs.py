@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mitm_cache.errors import ClientError, IntegrityError, StoreError
@@ -16,18 +16,26 @@ MAX_PROVEN = 1 << 18
 """Files that are known to be undamaged; beyond it they are proven anew."""
 
 
+_DOUBTED = -1
+"""In place of the size of a file that was found undamaged."""
+
+
 class Blob:
     """An open, complete blob; it can be read to its end even when its file is evicted meanwhile.
 
     `proof`: what will tell whether it is damaged; None where it is known not to be.
     """
 
-    __slots__ = ("_fd", "inode", "proof", "size")
+    __slots__ = ("_doubt", "_fd", "inode", "proof", "size")
 
     reason = ""
 
-    def __init__(self, fd: int, status: os.stat_result | None = None) -> None:
+    def __init__(
+        self, fd: int, status: os.stat_result | None = None, doubt: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`doubt` is told the inode of what the disk does not give back."""
         self._fd = fd
+        self._doubt = doubt
         status = status or os.fstat(fd)
         self.size = status.st_size
         self.inode = status.st_ino
@@ -49,6 +57,10 @@ class Blob:
     async def receive(self) -> bytes:
         """All of it is in the file."""
         return b""
+
+    def doubt(self) -> None:
+        """The disk has not given it back: it is to be proven before anybody is given it again."""
+        self._doubt(self.inode)
 
     def at_hand(self, start: int, length: int) -> bytes | None:
         """Bytes that the page cache holds; None where the disk, or a proof, would have to be waited for."""
@@ -77,6 +89,14 @@ class Blobs:
     def is_proven(self, blob: Blob) -> bool:
         """Whether this very file, in this size, was found undamaged since the start."""
         return self._proven.get(blob.inode) == blob.size
+
+    def is_doubted(self, blob: Blob) -> bool:
+        """Whether the disk has not given this file back when it was last read."""
+        return self._proven.get(blob.inode) == _DOUBTED
+
+    def doubt(self, inode: int) -> None:
+        """Record that a file could not be read."""
+        self._proven[inode] = _DOUBTED
 
     def vouch(self, inode: int, size: int) -> None:
         """Record that a file is undamaged. Any thread may call it."""
@@ -116,7 +136,7 @@ class Blobs:
             raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
         status = os.fstat(fd)
         self._touch(fd, status.st_mtime)
-        return Blob(fd, status)
+        return Blob(fd, status, self.doubt)
 
     @staticmethod
     def _touch(fd: int, used: float) -> None:

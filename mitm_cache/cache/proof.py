@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.quarantine import Quarantine
-from mitm_cache.errors import StoppingError, StoreError
+from mitm_cache.errors import StoppingError
 from mitm_cache.oci.digest import Digest
 
 SMALL = 4 << 20
@@ -57,7 +57,7 @@ class Proofs:
         if self._blobs.is_proven(blob):
             return True
         proof = self._running.get(blob.inode) or self._begin(digest, blob)
-        if blob.size > SMALL:
+        if blob.size > SMALL and not self._blobs.is_doubted(blob):
             blob.proof = proof
             return True
         return await asyncio.shield(proof)
@@ -83,7 +83,8 @@ class Proofs:
                 self._blobs.vouch(inode, size)
                 return True
         except OSError as error:
-            raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
+            self._blobs.doubt(inode)
+            logger.error("the cached blob %s cannot be read: %s", digest, error.strerror)
         finally:
             os.close(fd)
         self.damaged += 1

@@ -118,9 +118,7 @@ class Pump:
                 device = os.fstat(source.fileno()).st_dev
             turn = CHUNK if self._moving < CROWD else CROWD_CHUNK
             chunk = buffer[: min(len(buffer), turn, limit - position)]
-            size = await self._read(source.fileno(), chunk, position, device)
-            if not size:
-                raise EOFError("a cached file is shorter than it was")
+            size = await self._read_from(source, chunk, position, device)
             await self._write(delivery, [chunk[:size]], writer)
             position += size
             delivery.sent += size
@@ -157,6 +155,17 @@ class Pump:
             await writer.drain()
         # drain() returns without a pause while the socket takes everything: one fast client would own the loop.
         await asyncio.sleep(0)
+
+    async def _read_from(self, source: Source, buffer: memoryview, position: int, device: int) -> int:
+        try:
+            size = await self._read(source.fileno(), buffer, position, device)
+        except OSError as error:
+            source.doubt()
+            raise EOFError(f"the cached content cannot be read: {error.strerror}") from error
+        if not size:
+            source.doubt()
+            raise EOFError("a cached file is shorter than it was")
+        return size
 
     async def _read(self, fd: int, buffer: memoryview, position: int, device: int) -> int:
         if device not in self._blocking_devices:

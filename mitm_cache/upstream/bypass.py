@@ -140,6 +140,9 @@ class Bypass:
         last, self._last = self._last, b""
         return last
 
+    def doubt(self) -> None:
+        """There is no file."""
+
     def close(self) -> None:
         """Let go of it: what is under way ends."""
         self._channel.fail(ClientError("the client is gone"))

@@ -84,6 +84,10 @@ class Source(Protocol):
         """Why there is more than the file took."""
         ...
 
+    def doubt(self) -> None:
+        """The file could not be read: whoever asks for the content next is given what can be."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -19,6 +19,8 @@ PATIENCE = 2.0
 """Seconds that a worker has to answer: less than what probes wait."""
 _OTHERS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_PID")
 """What a service manager has told the supervisor, and nobody else."""
+_MEMORY = {"MALLOC_ARENA_MAX": "2"}
+"""glibc has eight arenas for each processor; what comes and goes in dozens of threads leaves holes in all of them."""
 
 
 class Hand:
@@ -33,7 +35,7 @@ class Hand:
                 [sys.executable, "-P", "-m", "mitm_cache.workers.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={name: value for name, value in os.environ.items() if name not in _OTHERS},
+                env=_MEMORY | {name: value for name, value in os.environ.items() if name not in _OTHERS},
                 process_group=0,  # Ctrl-C is for the supervisor
             )
         self._line = ours

@@ -12,11 +12,13 @@ import sys
 from mitm_cache.app import App
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.workers import channel
-from mitm_cache.workers.kernel import end_with
+from mitm_cache.workers.kernel import end_with, release_memory
 from mitm_cache.workers.logs import configure_logging
 
 REPORT_SECONDS = 1.0
 """What has been counted since is lost when the process is killed."""
+RELEASE_SECONDS = 60.0
+"""Between two times that free memory is given back, which takes some milliseconds."""
 
 
 def main(descriptor: int, parent: int) -> int:
@@ -56,7 +58,8 @@ class _Worker:
         reader, writer = await asyncio.open_connection(sock=self._line.dup(), limit=channel.MAX_LINE)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._begin_to_end, self._drain, False)
-        tasks = [loop.create_task(work) for work in (self._obey(reader, writer), self._report_regularly(writer))]
+        works = (self._obey(reader, writer), self._report_regularly(writer), _release_regularly())
+        tasks = [loop.create_task(work) for work in works]
         try:
             await self._app.run(lambda: writer.write(channel.line(ready=True)))
             self._report(writer)
@@ -96,6 +99,12 @@ class _Worker:
 
     def _report(self, writer: asyncio.StreamWriter, number: int = 0) -> None:
         writer.write(channel.line(report=self._app.report().to_json(), number=number))
+
+
+async def _release_regularly() -> None:
+    while True:
+        await asyncio.sleep(RELEASE_SECONDS)
+        await asyncio.to_thread(release_memory)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 The data directory is a small tmpfs in a mount namespace of the product's own.
 """
 
+import contextlib
 import http.client
 import os
 import resource
@@ -91,14 +92,25 @@ class OnDisk(Process):
         raise AssertionError(f"no {name}")
 
 
+MEMORY = 'mount -t tmpfs -o "size=$1,mode=0700" tmpfs "$2"'
+BACKED = """
+mkdir "$2.behind" && mount -t tmpfs -o "size=$1" tmpfs "$2.behind" && truncate -s 256M "$2.behind/disk" &&
+mkfs.ext4 -q -O ^has_journal "$2.behind/disk" && mount -o loop,errors=continue "$2.behind/disk" "$2" &&
+rmdir "$2/lost+found"
+"""
+"""An ext4 that believes to be larger than what is behind it: what the kernel took it cannot always write back."""
+
+
 @contextmanager
-def on_disk(tmp_path: Path, upstream: LyingUpstream, *, size: int = DISK, more: str = "") -> Iterator[OnDisk]:
+def on_disk(
+    tmp_path: Path, upstream: LyingUpstream, *, size: int = DISK, more: str = "", made: str = MEMORY
+) -> Iterator[OnDisk]:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     config = tmp_path / "config.toml"
     text = settings(data, upstream, listen=(*LISTENERS, "admin"), more=f'[ca]\ndir = "{tmp_path / "ca"}"\n{more}')
     config.write_text(text)
-    script = 'mount -t tmpfs -o "size=$1,mode=0700" tmpfs "$2" && shift 2 && exec "$@"'
+    script = f'{made.strip()} && shift 2 && exec "$@"'
     serve = [sys.executable, "-m", "mitm_cache", "--config", str(config), "serve"]
     popen = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, "sh", str(size), str(data), *serve],
@@ -220,6 +232,47 @@ def test_broken_in_the_middle(tmp_path: Path, upstream: LyingUpstream) -> None:
         resource.prlimit(served.pid, resource.RLIMIT_FSIZE, (hard, hard))
         assert read(client, 0) == DATA[0]
         assert served.blobs() == {LAYERS[0].digest}
+
+
+@needs_tool("mkfs.ext4", package="e2fsprogs")
+def test_broken_after_the_write(tmp_path: Path, upstream: LyingUpstream) -> None:
+    """The kernel takes the bytes and cannot write them to the disk: the client has them, and nothing unsafe is kept."""
+    with on_disk(tmp_path, upstream, made=BACKED) as served, served.client() as client:
+        assert read(client, 0) == DATA[0]
+        filler = Path(f"/proc/{served.pid}/root{served.data}.behind/filler")
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while file.write(bytes(MIB)):
+                pass
+        assert read(client, 1) == DATA[1]
+        assert "cannot be written" in served.log.wait(2)[1]["reason"]
+        assert LAYERS[1].digest not in served.kept()
+        assert read(client, 0) == DATA[0]
+        assert served.log.wait(3)[2]["outcome"] == "HIT"
+        wait_until(lambda: not served.leftovers(), "an empty spool", tick=0.02)
+        filler.unlink()
+        assert read(client, 1) == DATA[1]
+        assert served.kept() == {LAYERS[0].digest, LAYERS[1].digest}
+
+
+@needs_tool("mkfs.ext4", package="e2fsprogs")
+def test_unreadable(tmp_path: Path, upstream: LyingUpstream) -> None:
+    """What the disk does not give back any more is fetched again."""
+    with on_disk(tmp_path, upstream, made=BACKED) as served, served.client() as client:
+        assert read(client, 0) == DATA[0]
+        assert read(client, 0) == DATA[0]
+        [blob] = (served.inside / "blobs").glob("*/*/*")
+        with blob.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            os.truncate(f"/proc/{served.pid}/root{served.data}.behind/disk", 0)
+            with pytest.raises(OSError, match="Input/output"):
+                os.pread(file.fileno(), MIB, MIB)
+        with pytest.raises(http.client.IncompleteRead):
+            read(client, 0)
+        client.close()
+        assert "cannot be read: Input/output error" in served.log.wait(3)[2]["reason"]
+        assert read(client, 0) == DATA[0]
+        assert served.log.wait(4)[3]["outcome"] == "MISS"
+        assert any("cannot be read: Input/output error" in line for line in served.said)
 
 
 def test_room_is_made(tmp_path: Path, upstream: LyingUpstream) -> None:
