@@ -9,10 +9,10 @@ import ssl
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import override
+from typing import Self, override
 
 from mitm_cache.demo.image import INDEX, MANIFEST, Image, Manifest
-from tests.serving import Client
+from tests.serving import Client, Process
 
 ANY = {"Accept": f"{MANIFEST}, {INDEX}, */*"}
 _PIECE = 64 << 10
@@ -103,6 +103,11 @@ class Place:
     name: str
     tls: ssl.SSLContext
     timeout: float = 60.0
+
+    @classmethod
+    def of(cls, served: Process) -> Self:
+        """The listener for clients that come by TLS."""
+        return cls(served.address("tls"), served.registry, ssl.create_default_context(cafile=served.ca_file))
 
     def connect(self) -> Strict:
         return Strict(self.address, self.name, self.tls, self.timeout)

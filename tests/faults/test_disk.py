@@ -7,13 +7,9 @@ import contextlib
 import http.client
 import os
 import resource
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,9 +18,10 @@ from mitm_cache.demo.image import KIB, MIB, generate
 from tests.fakes import faults
 from tests.fakes.big import Pattern, big_image
 from tests.fakes.registry import LyingUpstream
+from tests.faults.disk import DISK, backed, on_disk
 from tests.lab.process import wait_until
 from tests.needs import needs_root, needs_tool
-from tests.serving import LISTENERS, ROOT, Client, Process, process, settings
+from tests.serving import Client, process
 
 pytestmark = [needs_root(), needs_tool("unshare", package="util-linux"), needs_tool("nsenter", package="util-linux")]
 
@@ -33,7 +30,6 @@ SIZES = [6 * MIB + 1, 5 * MIB + 7, 3 * MIB + 11]
 LAYERS = [Pattern(size, f"big {number}") for number, size in enumerate(SIZES)]
 DATA = [b"".join(layer.chunks(0, layer.size)) for layer in LAYERS]
 HELD = 2 * MIB
-DISK = 20 * MIB
 
 
 def target(number: int) -> str:
@@ -45,87 +41,6 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
     with LyingUpstream(tmp_path) as upstream:
         upstream.registry.put(NAME, big_image(*SIZES), "1")
         yield upstream
-
-
-class OnDisk(Process):
-    """The product on a disk of its own; `inside` is where that can be seen from here."""
-
-    @property
-    def inside(self) -> Path:
-        return Path(f"/proc/{self.pid}/root{self.data}")
-
-    def fill(self, leave: int) -> Path:
-        """Have something else take the disk but for so many bytes."""
-        status = os.statvfs(self.inside)
-        path = self.inside / "filler"
-        try:
-            path.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - leave)))
-        except OSError:
-            pass  # the product has taken some meanwhile: it is full
-        return path
-
-    def protect(self) -> None:
-        """Make it read-only, but for the index: a file system is that only while nobody has a file open to write."""
-        for name in ("blobs", "links", "spool"):
-            self._within("mount", "--bind", self.data / name, self.data / name)
-            self._within("mount", "-o", "remount,bind,ro", self.data / name)
-
-    def unprotect(self) -> None:
-        for name in ("blobs", "links", "spool"):
-            self._within("umount", self.data / name)
-
-    def _within(self, *command: str | Path) -> None:
-        subprocess.run(["nsenter", "-t", str(self.pid), "-m", *command], check=True)
-
-    def kept(self) -> set[str]:
-        return {f"sha256:{path.name}" for path in (self.inside / "blobs").glob("*/*/*")}
-
-    def leftovers(self) -> set[str]:
-        return {path.name for path in (self.inside / "spool").iterdir()}
-
-    def metric(self, name: str) -> float:
-        [address] = [line.split()[1] for line in self.said if line.startswith("admin ")]
-        with urllib.request.urlopen(f"http://{address}/metrics") as response:
-            for line in response.read().decode().splitlines():
-                if line.startswith(f"{name} "):
-                    return float(line.split()[1])
-        raise AssertionError(f"no {name}")
-
-
-MEMORY = 'mount -t tmpfs -o "size=$1,mode=0700" tmpfs "$2"'
-BACKED = """
-mkdir "$2.behind" && mount -t tmpfs -o "size=$1" tmpfs "$2.behind" && truncate -s 256M "$2.behind/disk" &&
-mkfs.ext4 -q -O ^has_journal "$2.behind/disk" && mount -o loop,errors=continue "$2.behind/disk" "$2" &&
-rmdir "$2/lost+found"
-"""
-"""An ext4 that believes to be larger than what is behind it: what the kernel took it cannot always write back."""
-
-
-@contextmanager
-def on_disk(
-    tmp_path: Path, upstream: LyingUpstream, *, size: int = DISK, more: str = "", made: str = MEMORY
-) -> Iterator[OnDisk]:
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    config = tmp_path / "config.toml"
-    text = settings(data, upstream, listen=(*LISTENERS, "admin"), more=f'[ca]\ndir = "{tmp_path / "ca"}"\n{more}')
-    config.write_text(text)
-    script = f'{made.strip()} && shift 2 && exec "$@"'
-    serve = [sys.executable, "-m", "mitm_cache", "--config", str(config), "serve"]
-    popen = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", script, "sh", str(size), str(data), *serve],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    served = OnDisk(popen, data, tmp_path / "ca" / "ca.crt", upstream.registry.name)
-    served.start_reading()
-    try:
-        yield served
-    finally:
-        served.stop()
 
 
 def read(client: Client, number: int, headers: dict[str, str] | None = None) -> bytes:
@@ -237,9 +152,9 @@ def test_broken_in_the_middle(tmp_path: Path, upstream: LyingUpstream) -> None:
 @needs_tool("mkfs.ext4", package="e2fsprogs")
 def test_broken_after_the_write(tmp_path: Path, upstream: LyingUpstream) -> None:
     """The kernel takes the bytes and cannot write them to the disk: the client has them, and nothing unsafe is kept."""
-    with on_disk(tmp_path, upstream, made=BACKED) as served, served.client() as client:
+    with on_disk(tmp_path, upstream, disk=backed()) as served, served.client() as client:
         assert read(client, 0) == DATA[0]
-        filler = Path(f"/proc/{served.pid}/root{served.data}.behind/filler")
+        filler = served.behind / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
             while file.write(bytes(MIB)):
                 pass
@@ -257,13 +172,13 @@ def test_broken_after_the_write(tmp_path: Path, upstream: LyingUpstream) -> None
 @needs_tool("mkfs.ext4", package="e2fsprogs")
 def test_unreadable(tmp_path: Path, upstream: LyingUpstream) -> None:
     """What the disk does not give back any more is fetched again."""
-    with on_disk(tmp_path, upstream, made=BACKED) as served, served.client() as client:
+    with on_disk(tmp_path, upstream, disk=backed()) as served, served.client() as client:
         assert read(client, 0) == DATA[0]
         assert read(client, 0) == DATA[0]
         [blob] = (served.inside / "blobs").glob("*/*/*")
         with blob.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            os.truncate(f"/proc/{served.pid}/root{served.data}.behind/disk", 0)
+            os.truncate(served.behind / "disk", 0)
             with pytest.raises(OSError, match="Input/output"):
                 os.pread(file.fileno(), MIB, MIB)
         with pytest.raises(http.client.IncompleteRead):

@@ -1,7 +1,6 @@
 """The soak is a test that takes half an hour (`make soak`, `MINUTES=5`); that it can fail takes no time."""
 
 import os
-import ssl
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +24,7 @@ def test_soak(tmp_path: Path, show: Show) -> None:
     """Nothing wrong, nothing grows, nothing is left."""
 
     with LyingUpstream(tmp_path) as upstream, process(tmp_path / "data", upstream, more=SETTINGS) as served:
-        place = Place(served.address("tls"), served.registry, ssl.create_default_context(cafile=served.ca_file))
-        soak = Soak(served, upstream, place, SEED, MINUTES * 60, show)
+        soak = Soak(served, upstream, Place.of(served), SEED, MINUTES * 60, show)
         try:
             soak.run()
         finally:
