@@ -8,7 +8,7 @@ CODE   := mitm_cache tests bench $(wildcard addons/*.py)
 # More arguments: make run ARGS="--help", make test ARGS="-k digest -x"
 ARGS   ?=
 
-.PHONY: help run demo test e2e faults soak bench lint types format lock package image clean
+.PHONY: help run demo test e2e faults soak bench conformance lint types format lock package image clean
 
 help:
 	@echo 'make run      set up and run the cache in the foreground (ARGS=... for more options)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make faults   many pulls while everything breaks, beside other caches (MITM_CACHE_FAULTS_SEED=...)'
 	@echo 'make soak     half an hour of everything at once (MINUTES=...)'
 	@echo 'make bench    side-by-side figures'
+	@echo 'make conformance  the OCI conformance suite against a registry of its own (OCI_CONFORMANCE=PROGRAM)'
 	@echo 'make image    the container image (ENGINE=podman, ARGS=...)'
 	@echo 'make lint types format lock package clean'
 
@@ -43,6 +44,9 @@ soak: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench $(ARGS)
+
+conformance: $(VENV)/dev.stamp
+	OCI_CONFORMANCE="$(OCI_CONFORMANCE)" scripts/conformance
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ which signs for them with the CA of its confdir.
 from datetime import UTC, datetime
 
 from mitm_cache.ca.custody import Custody
+from mitm_cache.ca.given import GivenCertificate
 from mitm_cache.embed import Job
 from mitm_cache.proxy.guest import GuestIntercept
 
@@ -20,6 +21,7 @@ class Minting(Job):
         """Open the CA; it is made where there is none."""
         config = self.shared.config
         authority = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
+        hosts = config.known.local_hosts
         ways = self.shared.arrivals.ways
         self.add(
             GuestIntercept(
@@ -28,6 +30,8 @@ class Minting(Job):
                 journal=self.shared.journal,
                 listeners=lambda connection: ways[connection].listener if connection in ways else "tls",
                 clock=_now,
+                given=GivenCertificate.open(config.local.cert, config.local.key, hosts),
+                local=hosts,
             )
         )
 

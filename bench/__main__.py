@@ -1,6 +1,6 @@
 """`make bench`: the figures of bench/README.md, made anew on this machine, beside nginx in the same run.
 
-python -m bench [stream] [small] [miss] [bulk] [herd] [late]       all of them if none is named
+python -m bench [stream] [small] [miss] [bulk] [herd] [late] [push]   all of them if none is named
 python -m bench peers [CACHE ...]                                  beside other caches; --help says more
 """
 
@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from bench.meter import cpu_seconds, latency, measured, peak, resident
 from bench.nginx import Nginx, nginx
 from bench.peers.run import main as compare
+from bench.push import push
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.demo.image import KIB, MIB, Image, generate
 from tests.fakes.big import Pattern, big_image
@@ -214,6 +215,7 @@ SCENARIOS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "bulk": bulk,
     "herd": herd,
     "late": late,
+    "push": lambda bench: push(bench.folder, bench.upstream),
 }
 
 

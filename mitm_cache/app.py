@@ -15,6 +15,7 @@ from mitm_cache.admin.report import Report
 from mitm_cache.admin.server import Server
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.ca.custody import Custody
+from mitm_cache.ca.given import GivenCertificate
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.config import Config
 from mitm_cache.core import Core
@@ -28,6 +29,7 @@ from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Listeners
+from mitm_cache.proxy.receive import Receive
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
 from mitm_cache.tasks import Tasks
@@ -51,6 +53,7 @@ class App:
         self.config = config
         self.layout: Layout = open_layout(config.data_dir)
         self.custody = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
+        self._given = GivenCertificate.open(config.local.cert, config.local.key, config.known.local_hosts)
         self.users = Users.open(config.users_file) if config.users_file is not None else None
         self._alone = bound is None
         self.bound: Bound = bind_all(config) if bound is None else bound
@@ -113,10 +116,16 @@ class App:
                 journal=self.journal,
                 listeners=listeners.listener,
                 clock=_now,
+                given=self._given,
+                local=self.config.known.local_hosts,
             )
-            serve = Serve(pull_through=core.pull_through, relay=core.relay, door=door, proxyserver=engine.proxyserver)
+            serve = Serve(pull_through=core.answers, relay=core.relay, door=door, proxyserver=engine.proxyserver)
             self._serve, self._in_flight = serve, door.in_flight
             engine.add(listeners, intercept, serve, Pump(engine.proxyserver, core.reads), Crossings(engine.proxyserver))
+            if core.local is not None:
+                receive = Receive(proxyserver=engine.proxyserver, serve=serve, local=core.local)
+                stack.callback(receive.close)
+                engine.add(receive)
             front = Front(
                 known=self.config.known,
                 connect_ports=self.config.connect_ports,

@@ -4,6 +4,7 @@ Every key is described in `docs/configuration.md`. An error names the key, the v
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from mitm_cache import parsing
 from mitm_cache.errors import ConfigError
 from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights, SyncRule
 from mitm_cache.policy import Rule, read_rules
-from mitm_cache.registries import TABLE, Known, Registry
+from mitm_cache.registries import LOCAL, TABLE, Known, Registry
 from mitm_cache.wire.proxies import Bypass, Proxy
 
 SYSTEM_FILE = Path("/etc/mitm-cache/config.toml")
@@ -49,6 +50,21 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """The registry for images of one's own; without `names` there is none.
+
+    `daemon`: the socket of a Docker daemon that is asked for images, "" for none; `cert` and `key`: PEM files for its
+    names in place of a leaf of the CA.
+    """
+
+    names: tuple[str, ...] = ()
+    max_size: Limit = field(default_factory=lambda: Limit(share=0.15))
+    daemon: str = ""
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be set. `listen` holds the listeners that the operator named; the others are defaults."""
 
@@ -79,6 +95,7 @@ class Config:
     offline: bool = False
     users_file: Path | None = None
     sync: tuple[SyncRule, ...] = ()
+    local: Local = Local()
 
     def is_offline(self, registry: str) -> bool:
         """Whether a registry is not to be asked for anything."""
@@ -86,8 +103,13 @@ class Config:
         return self.offline or (upstream is not None and upstream.offline)
 
     def permitted_names(self) -> tuple[str, ...]:
-        """What the CA may certify: every registry, the cache's own names, and what `ca.permit` adds."""
-        hosts = (host.partition(":")[0] for host in self.known.hosts)
+        """What the CA may certify: every registry, the cache's own names, and what `ca.permit` adds.
+
+        Of the local registry's hosts those that no node believes without TLS, unless they have a certificate.
+        """
+        hosts = [host.partition(":")[0] for one in self.known if not one.is_local for host in one.names]
+        local = () if self.local.cert is not None else (name.partition(":")[0] for name in self.local.names)
+        hosts += [name for name in local if "/" not in name and name != "localhost" and not parsing.is_address(name)]
         return tuple(dict.fromkeys((*hosts, *self.names, *self.permit)))
 
 
@@ -168,7 +190,8 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
     top = _Reader(tree, "")
     section = {name: _Reader(top.take(name, parsing.table, {}), f"{name}.") for name in _SECTIONS}
     data_dir = top.take("data_dir", parsing.path, default_data_dir(environ))
-    known, upstreams = _registries(top.take("registries", parsing.table, {}))
+    local = _local(section["local"])
+    known, upstreams = _registries(top.take("registries", parsing.table, {}), local)
     listen = {name: section["listen"].take(name, parsing.endpoints, None) for name in LISTENERS}
     config = Config(
         data_dir=data_dir,
@@ -195,6 +218,7 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         drain=section["serve"].take("drain", parsing.duration, 30.0),
         users_file=section["clients"].take("users_file", parsing.file, None),
         sync=top.take("sync", parsing.syncs, ()),
+        local=local,
         policy=top.take("policy", lambda key, value: read_rules(key, value, known), ()),
     )
     if taken := next((name for name in config.names if known.find(name)), None):
@@ -245,7 +269,13 @@ _KEYS = (
     "serve.drain",
     "ca.dir",
     "ca.permit",
+    "local.names",
+    "local.max_size",
+    "local.daemon",
+    "local.cert",
+    "local.key",
 )
+_DAEMON = re.compile(r"unix:///[!-~]+|tcp://[A-Za-z0-9.-]+:[0-9]{1,5}")
 _SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS if "." in key))
 _REGISTRY_KEYS = (
     "url",
@@ -263,12 +293,52 @@ _REGISTRY_KEYS = (
 )
 
 
-def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
+def _local(reader: _Reader) -> Local:
+    local = Local(
+        names=reader.take("names", _local_names, ()),
+        max_size=reader.take("max_size", parsing.limit, Local().max_size),
+        daemon=reader.take("daemon", _daemon, ""),
+        cert=reader.take("cert", parsing.file, None),
+        key=reader.take("key", parsing.file, None),
+    )
+    if (local.cert is None) != (local.key is None):
+        there, missing = ("cert", "key") if local.key is None else ("key", "cert")
+        raise ConfigError(f"local.{missing} is missing: local.{there} is one half of a certificate and its key")
+    return local
+
+
+def _local_names(key: str, value: Any) -> tuple[str, ...]:
+    """Hosts, with a port or without, and at most one path prefix, which ends in a slash."""
+    found = parsing.texts(key, value)
+    paths = [text for text in found if "/" in text]
+    if len(paths) > 1:
+        raise ConfigError(f"{key}: {paths[1]!r} is a second path prefix; one is allowed, and any number of hosts")
+    for text in found:
+        if text not in paths:
+            parsing.host(key, text.lower())
+        elif text.count("/") > 1 or not text.endswith("/") or not parsing.prefix(key, text[:-1]):
+            raise ConfigError(f"{key}: {text!r} is no path prefix; one part is allowed, written as in 'mine/'")
+    return tuple(dict.fromkeys(text.lower() for text in found))
+
+
+def _daemon(key: str, value: Any) -> str:
+    if value == "" or (isinstance(value, str) and _DAEMON.fullmatch(value)):
+        return str(value)
+    raise ConfigError(f"{key}: {value!r} is not unix:///PATH, such as unix:///var/run/docker.sock, nor tcp://HOST:PORT")
+
+
+def _registries(tables: dict[str, Any], local: Local) -> tuple[Known, dict[str, Upstream]]:
     registries = {registry.name: registry for registry in TABLE}
+    if local.names:
+        host, *aliases = [name for name in local.names if "/" not in name] or [LOCAL]
+        prefix = "".join(name.rstrip("/") for name in local.names if "/" in name)
+        registries[LOCAL] = Registry(LOCAL, host, tuple(aliases), prefix=prefix)
     upstreams = {}
     for name, table in tables.items():
         key = f"registries.{name}"
         parsing.host(key, name)
+        if name == LOCAL or name in local.names:
+            raise ConfigError(f"{key}: {name} is the registry for images of one's own; [local] is about it")
         base = next((known for known in TABLE if name in known.names), Registry(name, name))
         if base.name in upstreams:
             raise ConfigError(f"{key}: {base.name} is set already; keep what belongs to one registry in one table")
@@ -301,6 +371,7 @@ def _registries(tables: dict[str, Any]) -> tuple[Known, dict[str, Upstream]]:
 def _refuse_shared_names(registries: Any) -> None:
     owners: dict[str, str] = {}
     for registry in registries:
+        key = "local.names" if registry.is_local else f"registries.{registry.name}"
         for host in (*registry.names, *([registry.prefix] if registry.prefix else [])):
             if owners.setdefault(host, registry.name) != registry.name:
-                raise ConfigError(f"registries.{registry.name}: {host} already means {owners[host]}")
+                raise ConfigError(f"{key}: {host} already means {owners[host]}")

@@ -20,6 +20,8 @@ from mitm_cache.cache.spool import Spool
 from mitm_cache.config import Config
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.journal import Event, Journal
+from mitm_cache.local import Demand, LocalRegistry
+from mitm_cache.local.store import Store
 from mitm_cache.policy import Policy
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.pull_through.knowledge import Knowledge
@@ -34,11 +36,14 @@ from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.flight import Start
 from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.tokens import Tokens
+from mitm_cache.wire.message import Handler, Request, Response
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 3600.0
 """A sweep at least this often, and whenever a hundredth of the limit has come in."""
+COLLECT_SECONDS = 900.0
+"""How often the local registry is rid of what nobody needs."""
 SWEEP_TICK = 10.0
 READS = 8
 """Threads that read what is not in the page cache."""
@@ -121,7 +126,22 @@ class Core:
                 leg=self.leg,
                 ttl=config.tag_ttl,
                 users=config.users_file is not None,
+                pushes=any("/" in name for name in config.local.names),
             )
+            self.local: LocalRegistry | None = None
+            if config.local.names:
+                self.local = LocalRegistry(
+                    layout=layout,
+                    known=known,
+                    policy=policy,
+                    users=config.users_file is not None,
+                    proofs=proofs,
+                    room=self._room,
+                    limit=lambda: config.local.max_size.of(self._size()),
+                    demand=_demand(config, layout, Store(layout, known.blobs), index, start),
+                )
+                stack.callback(self.local.close)
+            self.answers = Answers(self.local, self.pull_through)
             self.relay = Relay(leg=self.leg, links=known.links, pushed=known.pushed, policy=policy)
             self._closing = stack.pop_all()
 
@@ -138,7 +158,7 @@ class Core:
         arrived = _Arrived()
         self._journal.add(arrived)
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = collect_due = loop.time()
         while True:
             try:
                 missing = self._room.short(0)
@@ -148,6 +168,9 @@ class Core:
                     swept = await self.leg.run(partial(self._sweeper.sweep, max(missing, 0)))
                     if swept is not None:
                         self._room.swept.append(swept)
+                if self.local is not None and loop.time() >= collect_due:
+                    collect_due = loop.time() + COLLECT_SECONDS
+                    await self.local.collect()
             except (MitmCacheError, OSError) as error:
                 logger.warning("the cache could not be swept: %s", error)
             while self._room.swept:
@@ -158,12 +181,48 @@ class Core:
             await asyncio.sleep(SWEEP_TICK)
 
     def limit(self) -> int:
-        """The bytes that all blobs together may have."""
+        """The bytes that all blobs together may have, but for those of the local registry."""
+        return self._config.max_size.of(self._size())
+
+    def _size(self) -> int:
+        """Bytes of the file system."""
         try:
             self._disk = _disk_size(self._layout)
         except OSError:
             pass  # the directory is gone for now; its file system is as large as it was
-        return self._config.max_size.of(self._disk)
+        return self._disk
+
+
+class Answers:
+    """Who answers a request: the registry that the cache itself is, for its own names, or the way upstream."""
+
+    def __init__(self, local: LocalRegistry | None, pull_through: Handler) -> None:
+        self._local = local
+        self._pull_through = pull_through
+
+    async def handle(self, request: Request) -> Response:
+        """The answer to a GET or HEAD."""
+        if self._local is not None and request.registry.is_local:
+            return await self._local.handle(request)
+        return await self._pull_through.handle(request)
+
+
+def _demand(config: Config, layout: Layout, store: Store, index: Index, start: Start) -> Demand | None:
+    """Push on demand, where a daemon is configured."""
+    if not config.local.daemon:
+        return None
+    # The library for it is a sixth of what a start takes, and most caches do without.
+    from mitm_cache.local.daemon import Daemon  # noqa: PLC0415
+    from mitm_cache.local.demand import OnDemand  # noqa: PLC0415
+
+    return OnDemand(
+        Daemon(config.local.daemon),
+        hosts=(name for name in config.local.names if "/" not in name),
+        folder=layout.run / "demand",
+        store=store,
+        index=index,
+        start=start,
+    )
 
 
 def _disk_size(layout: Layout) -> int:

@@ -17,15 +17,16 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 
 from mitm_cache.cache.layout import open_layout
 from mitm_cache.config import Config, load
-from mitm_cache.core import Core
+from mitm_cache.core import Answers, Core
 from mitm_cache.errors import ConfigError, MitmCacheError
 from mitm_cache.journal import Journal
 from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.guest import Arrivals, GuestServe, Seat
-from mitm_cache.proxy.serve import Handler
+from mitm_cache.proxy.receive import Receive
 from mitm_cache.proxy.upgrade import Crossings
 from mitm_cache.users import Users
+from mitm_cache.wire.message import Handler
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +191,13 @@ class Answering(Job):
     """A job that answers for registries, in mitmproxy's place. One at a time: the first by `rank`, then by order."""
 
     rank = 0
+    _receive: Receive | None = None
+
+    def done(self) -> None:
+        """End."""
+        super().done()
+        if self._receive is not None:
+            self._receive.close()
 
     def start(self) -> None:
         """Take the seat, unless another job has it."""
@@ -198,9 +206,13 @@ class Answering(Job):
             return
         shared = self.shared
         core, door, proxyserver = shared.core, shared.door, shared.proxyserver()
-        serve = GuestServe(pull_through=self.answers(core), relay=core.relay, door=door, proxyserver=proxyserver)
+        answers = Answers(core.local, self.answers(core))
+        serve = GuestServe(pull_through=answers, relay=core.relay, door=door, proxyserver=proxyserver)
         seat = Seat(known=shared.config.known, arrivals=shared.arrivals, door=door, relay=core.relay)
         self.add(seat, serve, Pump(proxyserver, core.reads), Crossings(proxyserver))
+        if core.local is not None:
+            self._receive = Receive(proxyserver=proxyserver, serve=serve, local=core.local)
+            self.add(self._receive)
 
     def answers(self, core: Core) -> Handler:
         """Who answers pulls."""

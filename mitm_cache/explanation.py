@@ -136,12 +136,13 @@ def explain(
     policy = Policy(config.policy)
     ruling = policy.judge(question)
     contents = tuple(_contents(Survey(config.data_dir), registry, image, ruling, clock()))
-    served, reason = _verdict(config, question, ruling, contents)
+    judge = _pushed if registry.is_local else _verdict
+    served, reason = judge(config, question, ruling, contents)
     return Explanation(
         image=str(question),
         client=client,
         user=user,
-        way=_way(config, registry, image.repository),
+        way=None if registry.is_local else _way(config, registry, image.repository),
         steps=tuple(Step(str(step.rule), step.missed) for step in policy.steps(question)),
         policy=Outcome(
             rule=ruling.rule,
@@ -203,7 +204,8 @@ def _contents(survey: Survey, registry: Registry, image: Image, ruling: Ruling, 
 def _content(survey: Survey, registry: Registry, repository: Repository, digest: Digest, media_type: str) -> Content:
     kept = survey.kept(digest)
     link = survey.holds(registry.name, repository, digest)
-    given = link.origin if link is not None and link.origin is not entry.Origin.PULLED else None
+    theirs = link is None or link.origin in (entry.Origin.PULLED, entry.Origin.LOCAL)
+    given = link.origin if link is not None and not theirs else None
     return Content(
         digest=str(digest),
         media_type=media_type,
@@ -240,6 +242,15 @@ def _parts(survey: Survey, manifest: Descriptor, depth: int) -> Iterator[Part]:
         size=sum(blob.size for blob in found.blobs),
         size_cached=sum(blob.size for blob in here),
     )
+
+
+def _pushed(config: Config, question: Question, ruling: Ruling, contents: tuple[Content, ...]) -> tuple[bool, str]:
+    """The same of an image of the local registry, which has no upstream."""
+    if is_within(question.client, config.allow) and ruling.allowed:
+        if not any(content.cached for content in contents):
+            return False, f"nobody has pushed {question} to the local registry"
+        return True, "it was pushed to the local registry"
+    return _verdict(config, question, ruling, contents)
 
 
 def _verdict(config: Config, question: Question, ruling: Ruling, contents: tuple[Content, ...]) -> tuple[bool, str]:

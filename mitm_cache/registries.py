@@ -27,8 +27,22 @@ class Registry:
         """Every host name that clients reach this registry by, without repetition."""
         return tuple(dict.fromkeys((self.name, self.host, *self.aliases)))
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that nodes know it by: all but `local`, which is a word of this cache alone."""
+        return tuple(name for name in self.names if name != LOCAL)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is the registry that the cache itself is, and no other one is asked."""
+        return self.name == LOCAL
+
 
 HTTPS = 443
+LOCALHOST = "localhost"
+"""A host that is another one everywhere: nobody's hosts file leads it elsewhere."""
+LOCAL = "local"
+"""The name of the registry for images of one's own, whatever hosts it is reached by."""
 
 DOCKER_HUB = Registry(
     "docker.io",
@@ -89,6 +103,12 @@ class Known:
     def hosts(self) -> tuple[str, ...]:
         """Every host name that a node may send here."""
         return tuple(self._by_host)
+
+    @property
+    def local_hosts(self) -> tuple[str, ...]:
+        """The hosts of the cache's own registry, without ports and repetitions; none where it has no registry."""
+        local = self._by_name.get(LOCAL)
+        return tuple(dict.fromkeys(host.partition(":")[0] for host in local.hosts)) if local else ()
 
     @property
     def server_names(self) -> frozenset[str]:

@@ -21,7 +21,7 @@ LEVELS = {
     "errors": 0, "registries": 0, "oci": 0, "wire": 0,
     "config": 1, "parsing": 1, "policy": 1, "users": 1, "journal": 1, "tasks": 1, "ca": 1, "cache": 1,
     "upstream": 2, "rights": 2, "node": 2, "exchange": 2,
-    "answers": 3, "pull_through": 3, "relay": 3, "welcome": 3,
+    "answers": 3, "pull_through": 3, "local": 3, "relay": 3, "welcome": 3,
     "doctor": 3, "explanation": 3,
     "proxy": 4, "admin": 4,
     "listening": 5, "core": 5, "filling": 5, "app": 5, "embed": 5, "workers": 5,
@@ -36,6 +36,8 @@ NEIGHBOURS = {
     ("users", "parsing"),
     ("pull_through", "answers"),
     ("relay", "answers"),
+    ("local", "answers"),
+    ("local", "pull_through"),  # what is known, and pages of lists
     ("app", "listening"),
     ("app", "core"),
     ("app", "filling"),  # by schedule
@@ -52,6 +54,7 @@ HOMES = {
     "cryptography": {"ca"},
     "OpenSSL": {"proxy"},
     "mitmproxy": {"proxy", "embed"},
+    "h11": {"proxy"},  # what mitmproxy reads bodies with
     "diskcache": {"cache"},
     "pycurl": {"upstream"},
     "dns": {"upstream"},
@@ -60,6 +63,8 @@ HOMES = {
     "ruamel": {"node", "filling"},
     "prometheus_client": {"admin"},
     "bcrypt": {"users"},
+    "docker": {"local"},
+    "urllib3": {"local"},  # what docker lets through of it
 }
 
 # Meaning before I/O: these decide, others do.

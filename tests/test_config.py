@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from ipaddress import ip_network
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,14 @@ KEYS: dict[str, tuple[str, str, str, object]] = {
     "log.format": ('"json"', "json", "log_format", "json"),
     "ca.dir": ('"/srv/ca"', "/srv/ca", "ca_dir", Path("/srv/ca")),
     "ca.permit": ('["corp.example"]', "corp.example", "permit", ("corp.example",)),
+    "local.names": ('["a.example", "mine/"]', "a.example,mine/", "local.names", ("a.example", "mine/")),
+    "local.max_size": ('"5G"', "5G", "local.max_size", Limit(bytes=5 << 30)),
+    "local.daemon": ('"tcp://10.0.0.5:2375"', "tcp://10.0.0.5:2375", "local.daemon", "tcp://10.0.0.5:2375"),
+    "local.cert": ('"/etc/local.crt"', "/etc/local.crt", "local.cert", Path("/etc/local.crt")),
+    "local.key": ('"/etc/local.key"', "/etc/local.key", "local.key", Path("/etc/local.key")),
 }  # fmt: skip
+HALVES = {"local.cert": "local.key", "local.key": "local.cert"}
+"""Keys that are nothing without the other."""
 every_key = pytest.mark.parametrize("key", KEYS)
 
 
@@ -74,6 +82,11 @@ def variable(key: str) -> str:
     return "MITM_CACHE_" + key.replace(".", "_").upper()
 
 
+def beside(key: str) -> dict[str, str]:
+    """The environment that a key needs."""
+    return {variable(HALVES[key]): "/etc/other"} if key in HALVES else {}
+
+
 def test_the_table_above_is_complete() -> None:
     """Every key there is stands in the table of these tests."""
     assert set(KEYS) == set(config._KEYS)
@@ -83,21 +96,21 @@ def test_the_table_above_is_complete() -> None:
 def test_file(tmp_path: Path, key: str) -> None:
     """Each key can be set in the file."""
     value, _, name, expected = KEYS[key]
-    assert getattr(load(file=write(tmp_path, toml(key, value)), environ={}), name) == expected
+    assert attrgetter(name)(load(file=write(tmp_path, toml(key, value)), environ=beside(key))) == expected
 
 
 @every_key
 def test_environment(empty: Path, key: str) -> None:
     """Each key can be set in the environment, a list with commas."""
     _, text, name, expected = KEYS[key]
-    assert getattr(load(file=empty, environ={variable(key): text}), name) == expected
+    assert attrgetter(name)(load(file=empty, environ={variable(key): text} | beside(key))) == expected
 
 
 @every_key
 def test_flags(empty: Path, key: str) -> None:
     """Each key can be set by a flag."""
     _, text, name, expected = KEYS[key]
-    assert getattr(load(file=empty, environ={}, flags={key: text}), name) == expected
+    assert attrgetter(name)(load(file=empty, environ=beside(key), flags={key: text})) == expected
 
 
 def test_weights(tmp_path: Path) -> None:
@@ -182,6 +195,11 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "log.format": ('"xml"', "'xml'", "not one of auto, text, json"),
     "ca.dir": ("[]", "[]", "is a path"),
     "ca.permit": ("true", "True", "is a list of texts"),
+    "local.names": ('["a/", "b/"]', "'b/'", "one is allowed, and any number of hosts"),
+    "local.max_size": ('"huge"', "'huge'", "such as 500G, nor a part of the disk such as 80%"),
+    "local.daemon": ('"/var/run/docker.sock"', "'/var/run/docker.sock'", "such as unix:///var/run/docker.sock"),
+    "local.cert": ("[]", "[]", "is a path"),
+    "local.key": ("false", "False", "is a path"),
     'registries."q.io".url': ('"ftp://q.io"', "'ftp://q.io'", "is not an https:// or http:// URL"),
     'registries."q.io".aliases': ('["a b"]', "'a b'", "is not a host name"),
     'registries."q.io".prefix': ('"a/b"', "'a/b'", "is no path part of its own"),
@@ -528,3 +546,56 @@ def test_proxy_of_a_registry(empty: Path, text: str, expected: object) -> None:
     """One of its own, none, or what the others have."""
     loaded = load(file=empty, environ={}, flags={"registries": {"q.io": {"proxy": text}}})
     assert loaded.upstreams["q.io"].proxy == expected
+
+
+# The registry for images of one's own.
+
+LOCAL_NAMES = '[local]\nnames = ["registry.local", "localhost:5000", "10.0.0.5:5000", "mine/"]'
+
+
+def test_local_names(tmp_path: Path) -> None:
+    """All of them are one registry; those that no client believes without TLS are within the CA's constraints."""
+    loaded = load(file=write(tmp_path, LOCAL_NAMES), environ={})
+    local = loaded.known.named("local")
+    assert local is not None
+    assert local.is_local
+    for host in ("registry.local", "localhost:5000", "10.0.0.5:5000", "local"):
+        assert loaded.known.find(host) is local
+    assert loaded.known.part("mine") is local
+    assert loaded.known.find("localhost") is None
+    permitted = loaded.permitted_names()
+    assert "registry.local" in permitted
+    assert not {"local", "localhost", "10.0.0.5"} & set(permitted)
+    files = '\ncert = "/local.crt"\nkey = "/local.key"'
+    assert "registry.local" not in load(file=write(tmp_path, LOCAL_NAMES + files), environ={}).permitted_names()
+
+
+def test_no_local_names(empty: Path) -> None:
+    """Without names there is no such registry."""
+    loaded = load(file=empty, environ={})
+    assert loaded.known.named("local") is None
+    assert not any(registry.is_local for registry in loaded.known)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[local]\nnames = ["quay.io"]', "local.names: quay.io already means quay.io"),
+        ('[local]\nnames = ["a/b/"]', "'a/b/' is no path prefix"),
+        ('[local]\nnames = ["/"]', "'/' is no path prefix"),
+        ('[local]\nnames = ["library/"]', "'library' is no path part of its own"),
+        ('[local]\nnames = ["under_score"]', "'under_score' is not a host name"),
+        ('[local]\nnames = ["docker.proxy"]', "names: 'docker.proxy' is a registry"),
+        ('[local]\ncert = "/a"', "local.key is missing"),
+        ('[local]\nkey = "/a"', "local.cert is missing"),
+        ('[local]\ndaemon = "tcp://h"', "'tcp://h' is not unix:///PATH"),
+        ('[local]\nnames = ["a.example"]\n[registries."a.example"]', "registries.a.example"),
+        ('[registries.local]\nurl = "https://a.example"', "registries.local: local is the registry for images"),
+        ('[local]\nnames = ["m/"]\n[registries."q.io"]\nprefix = "m"', "m already means"),
+    ],
+)
+def test_wrong_local_names(tmp_path: Path, text: str, words: str) -> None:
+    """What they cannot be is told with what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        load(file=write(tmp_path, text), environ={})
+    assert words in caught.value.message

@@ -16,6 +16,7 @@ from mitm_cache.config import load
 ROOT = Path(__file__).parents[1]
 SYNC_KEYS = {f"sync.{name}" for name in parsing.SYNC_KEYS}
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+LOCAL = ROOT / "docs" / "local.md"
 
 
 def block() -> str:
@@ -65,6 +66,17 @@ def test_examples_of_policy(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text)
     assert len(load(file=file, environ={}).policy) == text.count("[[policy]]")
+
+
+@pytest.mark.parametrize("text", re.findall(r"^```toml\n(.*?)^```", LOCAL.read_text(), re.M | re.S))
+def test_examples_of_a_registry(tmp_path: Path, text: str) -> None:
+    """Each example of a registry of one's own loads, beside one that names it."""
+    file = tmp_path / "config.toml"
+    text = text.replace("# config.toml\n", "")
+    file.write_text(text if "[local]" in text else f'[local]\nnames = ["localhost:5000"]\n{text}')
+    config = load(file=file, environ={})
+    assert config.known.named("local") is not None
+    assert len(config.policy) == text.count("[[policy]]")
 
 
 def commands(command: click.Command, path: str) -> Iterator[str]:

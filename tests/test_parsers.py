@@ -26,7 +26,8 @@ from mitm_cache.exchange import stock
 from mitm_cache.filling.listed import parse_list
 from mitm_cache.filling.trees import parse_platforms
 from mitm_cache.filling.versions import Constraint
-from mitm_cache.node import docker, lines, rancher, tomls, trust
+from mitm_cache.local import manifests
+from mitm_cache.node import docker, hosting, lines, rancher, tomls, trust
 from mitm_cache.node.files import decode, encode
 from mitm_cache.node.model import Cache
 from mitm_cache.node.state import MANIFEST, State, folder_of
@@ -235,8 +236,12 @@ PARSERS: dict[str, tuple[Parse, type[Exception] | tuple[type[Exception], ...]]] 
             ("log format", parsing.log_format),
         )
     },
+    # pushes
+    "a manifest": (lambda text: manifests.read(_bytes(text), "", Tag("1")), ClientError),
+    "a manifest's type": (lambda text: manifests.read(b"{}", text, Tag("1")), ClientError),
     # nodes
     "--cache": (Cache.parse, ConfigError),
+    "--local": (hosting.parse_local, ConfigError),
     "--fingerprint": (trust.parse_fingerprint, ConfigError),
     "ca.crt": (lambda text: trust.parse_certificate("file", text), ConfigError),
     "ca.crt in PEM": (
@@ -388,6 +393,7 @@ def functions_that_parse(root: Path) -> set[str]:
 
 KNOWN_PARSERS = {
     "ca.certificates:parse_certificates", "ca.certificates:parse_key", "ca.constraints:parse", "node.docker:parse",
+    "node.hosting:parse_local",
     "node.model:parse", "node.trust:parse_certificate", "node.trust:parse_fingerprint", "oci.digest:parse",
     "oci.operation:classify", "oci.reference:parse", "oci.reference:parse_reference",
     "upstream.credentials:parse_secret",

@@ -100,3 +100,18 @@ def test_hosts() -> None:
     assert len(set(KNOWN.hosts)) == len(KNOWN.hosts)
     assert {name for registry in KNOWN for name in registry.names} == set(KNOWN.hosts)
     assert [registry.name for registry in KNOWN] == [*(registry.name for registry in TABLE), "h.example:5000"]
+
+
+def test_the_registry_of_ones_own() -> None:
+    """`local` means it here, and nodes are told of the names that are hosts."""
+    known = Known([Registry("local", "localhost:5000", aliases=("registry.lan", "registry.lan:5000"), prefix="mine")])
+    local = known.named("local")
+    assert local is not None
+    assert local.is_local
+    assert not DOCKER_HUB.is_local
+    assert all(known.find(name) is local for name in ("local", "localhost:5000", "registry.lan"))
+    assert local.hosts == ("localhost:5000", "registry.lan", "registry.lan:5000")
+    assert DOCKER_HUB.hosts == DOCKER_HUB.names
+    assert known.local_hosts == ("localhost", "registry.lan")
+    assert Known([DOCKER_HUB]).local_hosts == ()
+    assert Registry("local", "local", prefix="mine").hosts == ()

@@ -80,12 +80,12 @@ def worker_of(client: Client, served: Process) -> int:
 
 
 @contextmanager
-def client_of_each(served: Process) -> Iterator[list[Client]]:
-    """Clients that are connected to one worker each, all of them different."""
+def client_of_each(served: Process, name: str | None = None) -> Iterator[list[Client]]:
+    """Clients that are connected to one worker each, all of them different; `name`: of the registry they want."""
     with ExitStack() as stack:
         found: dict[int, Client] = {}
         for _ in range(64):
-            client = stack.enter_context(served.client())
+            client = stack.enter_context(served.client(name=name))
             client.get("/v2/")
             found.setdefault(worker_of(client, served), client)
             if len(found) == 2:

@@ -29,7 +29,7 @@ class Cache:
 type Starter = Callable[[Origin, Path], AbstractContextManager[Cache]]
 
 
-def _issue(folder: Path, *names: str) -> tuple[Path, Path]:
+def issue(folder: Path, *names: str) -> tuple[Path, Path]:
     """The certificate of a new authority, and a leaf of it with its key and chain."""
     authority = trustme.CA()
     ca_file, leaf = folder / "ca.crt", folder / "leaf.pem"
@@ -77,7 +77,7 @@ http {{
 def nginx(upstream: Origin, folder: Path, *, lock_age: int | None) -> Iterator[Cache]:
     """nginx with proxy_cache and its lock; `lock_age` in seconds, nginx's own 5 s where there is none."""
     program = find("nginx", package="apt-get install nginx")
-    ca_file, leaf = _issue(folder, NAME)
+    ca_file, leaf = issue(folder, NAME)
     port = free_port()
     text = _NGINX.format(
         folder=folder,
@@ -109,7 +109,7 @@ http: {{addr: "{loopback}:{port}", secret: bench, tls: {{certificate: {leaf}, ke
 def distribution(upstream: Origin, folder: Path) -> Iterator[Cache]:
     """The registry of the distribution project as a mirror of this upstream, under the upstream's name."""
     program = find("docker-registry", package="apt-get install docker-registry")
-    ca_file, leaf = _issue(folder, NAME)
+    ca_file, leaf = issue(folder, NAME)
     port = free_port()
     where = f"{upstream.address}:{upstream.port}"
     configuration = folder / "config.yml"

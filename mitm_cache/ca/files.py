@@ -24,8 +24,9 @@ DATE_FILE = "next.date"
 _MAX_SIZE = 1 << 20
 
 
-def read(path: Path, *, private: bool = False) -> bytes:
-    """A file's content. Raises ConfigError, for a private one also where others may read it or replace it."""
+def read(path: Path, *, private: bool = False, missing: str = "'mitm-cache ca init' makes a CA") -> bytes:
+    """A file's content. Raises ConfigError, for a private one also where others may read it or replace it; `missing`:
+    what to do where there is none."""
     try:
         with path.open("rb") as file:
             if private and is_exposed(facts := os.fstat(file.fileno())):
@@ -35,7 +36,7 @@ def read(path: Path, *, private: bool = False) -> bytes:
                 check_directory(path.parent)
             return file.read(_MAX_SIZE)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing; 'mitm-cache ca init' makes a CA") from None
+        raise ConfigError(f"{path} is missing; {missing}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -56,7 +57,7 @@ def check_directory(directory: Path) -> None:
     mode = stat.S_IMODE(facts.st_mode)
     if mode & 0o002 or (mode & 0o020 and not _is_private_group(facts)):
         raise ConfigError(
-            f"{directory} may be written by others (mode {mode:04o}), who could replace the CA: chmod go-w {directory}"
+            f"{directory} may be written by others (mode {mode:04o}), who could replace files: chmod go-w {directory}"
         )
 
 

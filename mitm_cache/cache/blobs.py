@@ -168,10 +168,22 @@ class Blobs:
 
     def scan(self) -> Iterator[tuple[Digest, os.stat_result]]:
         """Every blob with its status, in no order; what is no blob is passed over."""
+        for digest, entry in self._entries():
+            try:
+                yield digest, entry.stat()
+            except FileNotFoundError:
+                continue  # it has left meanwhile
+
+    def names(self) -> Iterator[Digest]:
+        """Every blob, in no order; none of them is looked at."""
+        return (digest for digest, _ in self._entries())
+
+    def _entries(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
         for shard in self._folder.glob("*/*/"):
+            algorithm = shard.parent.name
             with os.scandir(shard) as entries:
                 for entry in entries:
                     try:
-                        yield Digest.parse(f"{shard.parent.name}:{entry.name}"), entry.stat()
-                    except (ClientError, FileNotFoundError):
+                        yield Digest.parse(f"{algorithm}:{entry.name}"), entry
+                    except ClientError:
                         continue

@@ -4,9 +4,8 @@ An image is a manifest or an index under a name: a tag, or its digest where no t
 index there lists it. What a manifest needs is itself, the manifests it lists, and their configurations and layers.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +13,17 @@ from pathlib import Path
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.layout import Layout
-from mitm_cache.cache.survey import Kept, Survey
-from mitm_cache.cache.tree import Place, Tagging, read_link, read_places
+from mitm_cache.cache.outlines import Outline, Outlines
+from mitm_cache.cache.presence import Presence
+from mitm_cache.cache.survey import Survey
+from mitm_cache.cache.tree import Place, Tagging, read_link, read_place, read_places
 from mitm_cache.errors import ClientError, StoreError
-from mitm_cache.oci.contents import Contents, Descriptor, platform_of
+from mitm_cache.oci.contents import Descriptor
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, media_type_of
 from mitm_cache.oci.reference import Reference, Repository, Tag
 
 MANIFESTS = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
-CONFIGS = frozenset(
-    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"},
-)
 MAX_DEPTH = 3
 """An index may list indexes, which clients follow no further than this."""
 UNTOLD = "unknown/unknown"
@@ -69,27 +67,83 @@ class Part:
 class Catalog:
     """A data directory at one moment; reading it raises StoreError where it may not be read."""
 
-    def __init__(self, root: Path) -> None:
-        self._links = Layout(root, "").links
+    def __init__(self, root: Path, *, only: Collection[str] | None = None) -> None:
+        """`only`: the repositories that are read, each by its name with the registry; None for all. What others need
+        is not known then."""
+        layout = Layout(root, "")
+        self._links = layout.links
+        self._only = only
         self._survey = Survey(root)
-        self._contents: dict[Digest, Contents | None] = {}
+        self._outlines = Outlines(layout.index, self._survey)
         self._needs: dict[Digest, tuple[Digest, ...]] = {}
+        self._parts: dict[Digest, tuple[Part, ...]] = {}
         # Blobs come last: of an image that arrives meanwhile its manifest comes before its layers.
-        self.places = {place.name: place for place in read_places(self._links)}
-        self._confirm()
-        blobs = Blobs(Layout(root, "").blobs).scan()
-        self.blobs = {digest: Kept(status.st_size, status.st_mtime) for digest, status in blobs}
-        self.images = sorted(
-            (image for place in self.places.values() for image in self._images(place)),
-            key=lambda image: (image.place, str(image.tag or ""), image.digest),
-        )
+        if only is None:
+            places = list(read_places(self._links))
+            self._confirm({place.name: place for place in places}, "tag:")
+            self.blobs = Presence(self._survey, list(Blobs(layout.blobs).names()))
+        else:
+            places = list(self._places(only))
+            self.blobs = Presence(self._survey, None)
+        self.places = {place.name: place for place in places}
+        self._of = {name: list(self._images(place)) for name, place in self.places.items()}
+        self.images = self._sorted()
 
-    def _confirm(self) -> None:
+    def renew(self, names: Collection[str]) -> None:
+        """Bring it up to date where that matters to who removes something from these repositories: they are read
+        again, with their blobs, and so are others where what they hold is not what it was."""
+        old = self.places
+
+        def known(name: str, held: frozenset[str]) -> Place | None:
+            place = old.get(name)
+            return place if place is not None and name not in names and place.names == held else None
+
+        if self._only is None:
+            places = {place.name: place for place in read_places(self._links, known)}
+            again = {name: place for name, place in places.items() if old.get(name) is not place}
+            for name in again:
+                self._confirm(again, f"tag:{name}:")
+        else:
+            places = again = {place.name: place for place in self._places(self._only)}
+        for place in again.values():
+            self._look_again(place)
+        self.places = places
+        self._of = {
+            name: list(self._images(place)) if name in again else self._of[name] for name, place in places.items()
+        }
+        self.images = self._sorted()
+        self.__dict__.pop("_sharers", None)
+
+    def _places(self, names: Collection[str]) -> Iterator[Place]:
+        for name in names:
+            place = read_place(self._links, name)
+            if place is not None:
+                self._confirm({name: place}, f"tag:{name}:")
+                yield place
+
+    def _look_again(self, place: Place) -> None:
+        """What a repository holds, and what its images need, may have come or left."""
+        needed = self.needed_by(self._of.get(place.name, ()))
+        for digest in {*place.held, *needed, *(each.link.digest for each in place.taggings)}:
+            was = digest in self.blobs
+            if was is not self.blobs.look(digest):
+                self._needs, self._parts = {}, {}  # it may be a manifest
+
+    def save(self) -> None:
+        """Keep what has been read of manifests for the next one who wants a catalog, where this process may."""
+        if self._only is None:
+            self._outlines.save(self.blobs)
+
+    def _sorted(self) -> list[Cached]:
+        images = [image for images in self._of.values() for image in images]
+        return sorted(images, key=lambda image: (image.place, str(image.tag or ""), image.digest))
+
+    def _confirm(self, places: Mapping[str, Place], prefix: str) -> None:
         """What upstream said last is nearer than what was served last; the index may have it, and may be lost."""
-        for key, text in self._survey.rows("tag:"):
+        for key, text in self._survey.rows(prefix):
             name, _, accept = key.removeprefix("tag:").partition(" ")
             repository, _, tag = name.rpartition(":")
-            place = self.places.get(repository)
+            place = places.get(repository)
             if place is not None:
                 try:
                     place.taggings.append(Tagging(Tag.parse(tag), accept, Link.from_json(text.partition(" ")[2])))
@@ -135,12 +189,9 @@ class Catalog:
         pinned = any(pin in place.pins for pin in pins)
         return Cached(place.registry, place.repository, tag, link.digest, origin, pinned)
 
-    def contents(self, digest: Digest) -> Contents | None:
+    def outline(self, digest: Digest) -> Outline | None:
         """What a manifest refers to; None where it is not here."""
-        if digest not in self._contents:
-            content = self._survey.manifest(digest) if digest in self.blobs else None
-            self._contents[digest] = None if content is None else Contents.of(content)
-        return self._contents[digest]
+        return None if digest not in self.blobs else self._outlines.of(digest)
 
     def needs(self, digest: Digest) -> tuple[Digest, ...]:
         """All that an image needs, here or not, what refers before what is referred to."""
@@ -154,47 +205,53 @@ class Catalog:
         level, blobs = [digest], []
         for _ in range(MAX_DEPTH + 1):
             yield level
-            contents = [found for each in level if (found := self.contents(each)) is not None]
-            blobs += [blob.digest for found in contents for blob in found.blobs]
-            level = [child.digest for found in contents for child in found.manifests]
+            outlines = [found for each in level if (found := self.outline(each)) is not None]
+            blobs += [blob for found in outlines for blob in found.blobs]
+            level = [child for found in outlines for child, _ in found.children]
+            if not level:
+                break
         yield blobs
 
     def manifests(self) -> list[Digest]:
         """Every manifest and index that is here and that an image is, or lists."""
-        self.needed_by(self.images)  # which reads all of them
-        return [digest for digest, contents in self._contents.items() if contents is not None]
+        found: dict[Digest, None] = {}
+        waiting = [image.digest for image in self.images]
+        for _ in range(MAX_DEPTH + 1):
+            here = {each: outline for each in waiting if each not in found and (outline := self.outline(each))}
+            found |= dict.fromkeys(here)
+            waiting = [child for outline in here.values() for child, _ in outline.children]
+        return list(found)
 
     def needed_by(self, images: Iterable[Cached]) -> set[Digest]:
         """All that these images need, here or not."""
         return {each for digest in {image.digest for image in images} for each in self.needs(digest)}
 
-    def parts(self, image: Cached) -> Iterator[Part]:
+    def parts(self, image: Cached) -> tuple[Part, ...]:
         """The platforms of an image."""
-        yield from self._parts(Descriptor(image.digest, 0), MAX_DEPTH)
+        found = self._parts.get(image.digest)
+        if found is None:
+            found = self._parts[image.digest] = tuple(self._parts_of(Descriptor(image.digest, 0), MAX_DEPTH))
+        return found
 
-    def _parts(self, manifest: Descriptor, depth: int) -> Iterator[Part]:
-        contents = self.contents(manifest.digest)
-        if contents is not None and contents.manifests and depth:
-            for child in contents.manifests:
-                yield from self._parts(child, depth - 1)
-        elif contents is None:
+    def _parts_of(self, manifest: Descriptor, depth: int) -> Iterator[Part]:
+        outline = self.outline(manifest.digest)
+        if outline is not None and outline.children and depth:
+            for child, platform in outline.children:
+                yield from self._parts_of(Descriptor(child, 0, platform=platform), depth - 1)
+        elif outline is None:
             yield Part(manifest)
         else:
-            here = sum(blob.digest in self.blobs for blob in contents.blobs)
-            yield Part(manifest, here, len(contents.blobs))
+            here = sum(blob in self.blobs for blob in outline.blobs)
+            yield Part(manifest, here, len(outline.blobs))
 
     def platform(self, part: Part) -> str:
         """Such as linux/arm64; what is told by no index is told by the configuration, if that is here; else ""."""
         if part.manifest.platform:
             return "" if part.manifest.platform == UNTOLD else part.manifest.platform
-        contents = self.contents(part.manifest.digest) or Contents()
-        for config in contents.blobs:
-            if config.media_type in CONFIGS and config.digest in self.blobs:
-                try:
-                    return platform_of(json.loads(self._survey.manifest(config.digest) or b""))
-                except (ValueError, RecursionError):
-                    break  # it is what its digest says, and may be anything
-        return ""
+        outline = self.outline(part.manifest.digest)
+        if outline is None or outline.config is None or outline.config not in self.blobs:
+            return ""
+        return self._outlines.platform(outline)
 
     def is_complete(self, image: Cached) -> bool:
         """Whether at least one platform of an image is here, and every one whose manifest is here is here whole."""
@@ -204,7 +261,7 @@ class Catalog:
     def used(self, image: Cached) -> float | None:
         """When it was last pulled, in seconds of the epoch and good to an hour; None where nothing of it is here."""
         manifests = (image.digest, *(part.manifest.digest for part in self.parts(image)))
-        return max((self.blobs[digest].used for digest in manifests if digest in self.blobs), default=None)
+        return max((kept.used for digest in manifests if (kept := self.blobs.get(digest)) is not None), default=None)
 
     @cached_property
     def _sharers(self) -> Counter[Digest]:

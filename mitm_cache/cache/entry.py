@@ -15,6 +15,8 @@ class Origin(StrEnum):
     PULLED = "pulled"
     IMPORTED = "imported"
     SYNCED = "synced"
+    LOCAL = "local"
+    """Pushed to the cache's own registry: there may be no other copy."""
 
 
 @dataclass(frozen=True, slots=True)

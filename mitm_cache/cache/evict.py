@@ -4,7 +4,8 @@ A blob of the last minutes is never removed, nor are the spool's files while som
 that is being delivered is safe: its readers keep the inode.
 
 What a manifest needs counts as used when the manifest was, and leaves after it: an image without its layers is never
-left behind. Images that are pinned or imported do not leave, and those that were synced leave last.
+left behind. Images that are pinned or imported do not leave, and those that were synced leave last. What the local
+registry holds is not looked at: it does not count, and has a limit of its own.
 """
 
 import fcntl
@@ -12,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from mitm_cache.cache.catalog import Cached, Catalog
 from mitm_cache.cache.entry import Origin
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
+from mitm_cache.cache.owned import owned, removing
 from mitm_cache.oci.digest import Digest
+from mitm_cache.registries import LOCAL
 
 LOW_WATER = 0.9
 """A sweep ends at this part of the limit, so that the next one is not due at once."""
@@ -155,13 +158,24 @@ class Sweeper:
             self._tidy_spool(now)
             self._tidy_quarantine(now)
             self._tidy_links(now)
+            own = owned(self._layout)
             found = [Used(digest, status.st_size, status.st_mtime) for digest, status in self._blobs.scan()]
-            leaving = self._choose(found, now, room)
-            for blob in leaving:
-                self._blobs.remove(blob.digest)
+            found = [blob for blob in found if blob.digest not in own]
+            leaving = self._remove(self._choose(found, now, room))
             if leaving:
                 self._links.forget({blob.digest for blob in leaving})
             return Swept(sum(b.size for b in found), sum(b.size for b in leaving), len(leaving))
+
+    def _remove(self, leaving: list[Used]) -> list[Used]:
+        """Remove these blobs, but for those that were pushed, or linked by a push, meanwhile."""
+        if not leaving:
+            return leaving
+        with removing(self._layout):
+            own = owned(self._layout)
+            leaving = [blob for blob in leaving if blob.digest not in own]
+            for blob in leaving:
+                self._blobs.remove(blob.digest)
+        return leaving
 
     def _choose(self, found: list[Used], now: float, room: int) -> list[Used]:
         limit = self._limit(shutil.disk_usage(self._spool).total)
@@ -169,6 +183,7 @@ class Sweeper:
         if not leaving:
             return leaving
         catalog = Catalog(self._layout.root)
+        catalog.save()
         keep = catalog.needed_by(image for image in catalog.images if is_kept(image))
         return choose(ranked(found, catalog), limit=limit, now=now, room=room, keep=keep)
 
@@ -186,7 +201,8 @@ class Sweeper:
                 continue  # its download ended meanwhile
 
     def _tidy_links(self, now: float) -> None:
-        """Remove what a process that was killed was about to make a link. Walks the whole tree, so not each time."""
+        """Remove what a process that was killed was about to make a link, and the folders of tags of which nothing is
+        known any more. Walks the whole tree, so not each time."""
         if abs(now - self._tidied) < TIDY_SECONDS:
             return
         self._tidied = now
@@ -198,6 +214,10 @@ class Sweeper:
                         path.unlink(missing_ok=True)
                 except FileNotFoundError:
                     continue  # it is a link by now
+            within = Path(root).relative_to(self._layout.links).parts
+            if within[-2:-1] == ("_tags",) and within[0] != LOCAL:  # whose collection does that
+                with suppress(OSError):  # something is known of it
+                    os.rmdir(root)
 
     def _tidy_quarantine(self, now: float) -> None:
         if not self._quarantine.is_dir():

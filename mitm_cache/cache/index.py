@@ -7,6 +7,7 @@ read; and writes, which may wait for another process's, happen in one thread of 
 
 import sqlite3
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ class Index:
         except RuntimeError:
             pass  # shutting down
 
+    def put_all(self, rows: Mapping[str, Value]) -> None:
+        """Write many at once and wait; what is not written where another process holds the index can be found again."""
+        try:
+            self._writer.submit(self._set_all, rows).result()
+        except RuntimeError:
+            pass  # shutting down
+
+    def _set_all(self, rows: Mapping[str, Value]) -> None:
+        try:
+            with self._cache.transact():
+                for key, value in rows.items():
+                    self._cache.set(key, value)
+        except (sqlite3.Error, diskcache.Timeout):
+            pass
+
     def _set(self, key: str, value: Value, seconds: float | None) -> None:
         try:
             self._cache.set(key, value, expire=seconds)
@@ -135,3 +151,28 @@ class Index:
         self._writer.submit(self._cache.close)
         self._writer.shutdown()
         self._cache.close()
+
+
+class NoIndex(Index):
+    """Has nothing and keeps nothing: for whom the files alone count, whatever a power failure makes of an index."""
+
+    def __init__(self) -> None:
+        pass
+
+    def get(self, key: str) -> None:
+        pass
+
+    def put(self, key: str, value: Value, *, seconds: float | None = None) -> None:
+        pass
+
+    def put_soon(self, key: str, value: Value, *, seconds: float | None = None) -> None:
+        pass
+
+    def put_all(self, rows: Mapping[str, Value]) -> None:
+        pass
+
+    def drop(self, key: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -32,6 +32,11 @@ class Layout:
         return self.root / "links"
 
     @property
+    def uploads(self) -> Path:
+        """What is being pushed to the local registry, made with it."""
+        return self.root / "uploads"
+
+    @property
     def index(self) -> Path:
         return self.root / "index"
 
@@ -47,6 +52,11 @@ class Layout:
     def evicting(self) -> Path:
         """The lock of whoever removes blobs, or says which are to stay."""
         return self.run / "evict.lock"
+
+    @property
+    def linking(self) -> Path:
+        """The lock that is shared by who links content to the local registry, and whole for who removes content."""
+        return self.run / "local.lock"
 
 
 def open_layout(root: Path) -> Layout:

@@ -9,8 +9,10 @@ name begins with an underscore, so neither folder can be mistaken for a reposito
 import fcntl
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import batched
 from pathlib import Path
 
 from mitm_cache.cache.entry import Link, Origin
@@ -19,7 +21,12 @@ from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import Accept
 from mitm_cache.oci.reference import Repository, Tag
+from mitm_cache.registries import LOCAL
 
+WRITERS = 16
+"""Threads that write links of one repository."""
+BATCH = 500
+"""So many at most are written while others wait for the repository."""
 ANY = "any"
 """Stands for the key of every Accept that takes the manifest."""
 
@@ -83,6 +90,17 @@ class Links:
             text = _text_of(self._folder / name)
             if text is None or not _outranks(_link_of(text), link):
                 self._write(name, link)
+
+    def hold_all(self, registry: str, repository: Repository, links: Iterable[Link]) -> None:
+        """Record as `hold` does, many at once: the disk is waited for with all of them together.
+
+        All of them are on the disk when this returns. Blocks on it; raises StoreError.
+        """
+        folder = f"{registry}/{repository}/_digests"
+        for batch in batched(links, BATCH):
+            named = {f"{folder}/{link.digest.filename}": link for link in batch}
+            with self._alone(self._folder / folder / "any"):
+                self._write_all({name: link for name, link in named.items() if self._is_news(name, link)})
 
     def tag(self, registry: str, repository: Repository, tag: Tag, accept: Accept, link: Link) -> None:
         """Record what a tag is now. Blocks on the disk; raises StoreError."""
@@ -159,14 +177,33 @@ class Links:
         finally:
             os.close(folder)
 
+    def _is_news(self, name: str, link: Link) -> bool:
+        text = _text_of(self._folder / name)
+        return (text is None or not _outranks(_link_of(text), link)) and not self._is_written(name, link.to_json())
+
     def _write(self, name: str, link: Link) -> None:
         text = link.to_json()
-        path = self._folder / name
         if self._is_written(name, text):
             return
+        try:
+            self._write_into_folder(name, text)
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            self._write_into_folder(name, text)  # it was empty, and a sweep has just removed it
+        self._index.put(f"link:{name}", text)
+
+    def _write_into_folder(self, name: str, text: str) -> None:
+        try:
+            (self._folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"link {name} cannot be written: {error.strerror}") from error
+        self._write_file(name, text)
+
+    def _write_file(self, name: str, text: str) -> None:
+        path = self._folder / name
         draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with draft.open("w") as file:
                 file.write(text)
                 file.flush()
@@ -174,7 +211,14 @@ class Links:
             draft.replace(path)
         except OSError as error:
             raise StoreError(f"link {name} cannot be written: {error.strerror}") from error
-        self._index.put(f"link:{name}", text)
+
+    def _write_all(self, links: Mapping[str, Link]) -> None:
+        """Into a folder that is there. A file system makes one write of what many wait for at the same time."""
+        rows = {name: link.to_json() for name, link in links.items()}
+        with ThreadPoolExecutor(min(WRITERS, len(rows) or 1), thread_name_prefix="link") as pool:
+            for _ in pool.map(self._write_file, rows.keys(), rows.values()):
+                pass  # its error is raised
+        self._index.put_all({f"link:{name}": text for name, text in rows.items()})
 
     def repositories(self) -> Iterator[tuple[str, Repository]]:
         """Each registry and repository of which something is known. Walks the tree; raises StoreError."""
@@ -224,8 +268,13 @@ class Links:
         self._index.drop(f"link:{name}")
 
     def forget(self, digests: Container[Digest]) -> None:
-        """Remove every link to these digests: their content is gone. Walks the whole tree."""
-        for root, _, files in os.walk(self._folder):
+        """Remove every link to these digests: their content is gone. Walks the whole tree.
+
+        What is local never leaves so: where it holds one of these it has been pushed anew meanwhile.
+        """
+        for root, folders, files in os.walk(self._folder):
+            if root == str(self._folder):
+                folders[:] = [name for name in folders if name != LOCAL]
             for name in files:
                 path = Path(root, name)
                 try:

@@ -1,5 +1,8 @@
 """Removing images and what only they needed: planned on a catalog, then done beside a service that runs.
 
+The catalog is read while others may sweep and pin. Only then nobody else may, and what could have changed the plan is
+read again: the repositories that images leave from, and all in which something is held that was not before.
+
 Names leave first, manifests next, then configurations and layers, so that a removal that is broken off leaves no image
 by halves. A blob that was used within the last minutes stays: it may be part of a pull. Whoever reads one that leaves
 keeps the file, and who asks for it later fetches it anew.
@@ -15,8 +18,13 @@ from mitm_cache.cache.evict import alone, is_old
 from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
+from mitm_cache.cache.owned import owned, removing
 from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.registries import LOCAL
+
+COARSE = 0.02
+"""Seconds that the clock of files may be behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ def plan(catalog: Catalog, leaving: Collection[Cached], *, strays: bool = False)
     # In the order of leaving: what refers before what is referred to.
     candidates = [each for image in leaving for each in catalog.needs(image.digest)]
     candidates += [digest for digest in catalog.blobs if strays]
+    needed |= _local(catalog, gone)
     blobs = {d: catalog.blobs[d].size for d in candidates if d in catalog.blobs and d not in needed}
     links, keys = [], []
     for image in leaving:
@@ -63,8 +72,14 @@ def plan(catalog: Catalog, leaving: Collection[Cached], *, strays: bool = False)
         left = {each for image in leaving if image.place == name for each in catalog.needs(image.digest)}
         if left:
             left -= catalog.needed_by(image for image in staying if image.place == name)
-        links += [f"{name}/_digests/{d.filename}" for d in sorted(place.held) if d in left or d in blobs]
+        links += [f"{name}/_digests/{d.filename}" for d in sorted({d for d in place.held if d in left or d in blobs})]
     return Plan(tuple(leaving), tuple(dict.fromkeys(links)), tuple(dict.fromkeys(keys)), blobs)
+
+
+def _local(catalog: Catalog, gone: Collection[Cached]) -> set[Digest]:
+    """What the local registry holds, needed or not: it looks after that itself, but for images that leave by name."""
+    left = catalog.needed_by(image for image in gone if image.registry == LOCAL)
+    return {d for place in catalog.places.values() if place.registry == LOCAL for d in place.held} - left
 
 
 class Remover:
@@ -76,21 +91,30 @@ class Remover:
         self._clock = clock
 
     def remove(self, choose: Callable[[Catalog], Collection[Cached]], *, strays: bool = False) -> Removed:
-        """Remove the images that `choose` picks from the catalog, and what only they needed."""
+        """Remove the images that `choose` picks from the catalog, and what only they needed.
+
+        It picks twice: from the catalog as it is read, and from what that has become when nobody else may change it.
+        """
+        began = self._clock() - COARSE
+        catalog = Catalog(self._layout.root)
+        catalog.save()
+        names = {image.place for image in choose(catalog)}
         with alone(self._layout.evicting, wait=True):
-            first = Catalog(self._layout.root)
-            what = plan(first, choose(first), strays=strays)
+            catalog.renew(names)
+            what = plan(catalog, choose(catalog), strays=strays)
             if what.links or what.keys:
-                self._forget(what)
+                self._forget(what, began)
             removed = Removed(what.images)
             if not what.blobs:
                 return removed
             # What has been pulled meanwhile may need some of it.
-            second = Catalog(self._layout.root)
-            needed = second.needed_by(second.images)
-            for digest in what.blobs:
-                if digest not in needed:
-                    self._unlink(digest, removed)
+            catalog.renew({image.place for image in what.images})
+            needed = catalog.needed_by(catalog.images)
+            with removing(self._layout):
+                needed |= owned(self._layout)
+                for digest in what.blobs:
+                    if digest not in needed:
+                        self._unlink(digest, removed)
             return removed
 
     def preview(self, choose: Callable[[Catalog], Collection[Cached]], *, strays: bool = False) -> Removed:
@@ -102,16 +126,25 @@ class Remover:
             _count(removed, size, old=is_old(catalog.blobs[digest].used, now))
         return removed
 
-    def _forget(self, what: Plan) -> None:
+    def _forget(self, what: Plan, began: float) -> None:
         index = Index(self._layout.index)
         try:
             links = Links(self._layout.links, index)
-            for name in what.links:
-                links.remove(name)
+            with removing(self._layout):
+                for name in what.links:
+                    if not self._is_wanted(name, began):
+                        links.remove(name)
             for key in what.keys:
                 index.drop(key)
         finally:
             index.close()
+
+    def _is_wanted(self, name: str, began: float) -> bool:
+        """Whether a push to the local registry has counted on a link since then."""
+        try:
+            return name.startswith(f"{LOCAL}/") and (self._layout.links / name).stat().st_mtime >= began
+        except FileNotFoundError:
+            return False
 
     def _unlink(self, digest: Digest, removed: Removed) -> None:
         path = self._blobs.path(digest)

@@ -17,6 +17,9 @@ from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import MAX_SIZE
 from mitm_cache.oci.reference import Repository, Tag
 
+LAST = "\U0010ffff"
+"""Comes after all that follows a prefix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
@@ -91,8 +94,8 @@ class Survey:
         try:
             with closing(sqlite3.connect(f"{name.absolute().as_uri()}?{way}", uri=True, timeout=TIMEOUT)) as index:
                 rows = index.execute(
-                    "SELECT key, value FROM Cache WHERE raw = 1 AND substr(key, 1, ?) = ? AND expire_time > ?",
-                    (len(prefix), prefix, time.time()),
+                    "SELECT key, value FROM Cache WHERE raw = 1 AND key >= ? AND key < ? AND expire_time > ?",
+                    (prefix, prefix + LAST, time.time()),
                 ).fetchall()
         except sqlite3.Error:
             return []
@@ -132,7 +135,7 @@ class Survey:
         """The bytes of a manifest, or None where it is not here; reading it here does not count as use."""
         path = self._blobs.path(digest)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 return file.read(min(os.fstat(file.fileno()).st_size, MAX_SIZE))
         except (FileNotFoundError, NotADirectoryError):
             return None

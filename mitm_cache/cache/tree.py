@@ -6,7 +6,8 @@ Nothing is made or changed; what is damaged, or being written, is passed over.
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Reference, Repository, Tag
 
 
+def _nothing(name: str, names: frozenset[str]) -> None:
+    """Nothing is known of a repository."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tagging:
     """What a tag is for clients that take some types of manifests, those of the `accept` key."""
@@ -27,15 +32,24 @@ class Tagging:
     link: Link
 
 
+READERS = 8
+"""Threads that read repositories."""
+MAX_LINK = 64 << 10
+"""Bytes of a link, which has a digest and a media type."""
+
+
 @dataclass(slots=True)
 class Place:
-    """What one repository of one registry has: its taggings, the digests it holds, and its pins."""
+    """What one repository of one registry has: its taggings, the digests it holds, and its pins; `names` are those of
+    the files by which it holds them, and `links` what was read of those."""
 
     registry: str
     repository: Repository
     taggings: list[Tagging] = field(default_factory=list)
     held: set[Digest] = field(default_factory=set)
     pins: dict[Reference, Digest | None] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+    links: dict[Digest, Link | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -43,27 +57,50 @@ class Place:
         return f"{self.registry}/{self.repository}"
 
 
-def read_places(folder: Path) -> Iterator[Place]:
-    """Every repository below the folder of links. Raises StoreError where it may not be read."""
-    for registry in _folders(folder):
-        for path, names in _walk(folder / registry):
-            try:
-                repository = Repository.parse(str(path.relative_to(folder / registry)))
-            except ClientError:
-                continue  # a stray folder
-            place = Place(registry, repository)
-            if "_digests" in names:
-                place.held = set(_digests(path / "_digests"))
-            if "_tags" in names:
-                place.taggings = list(_taggings(path / "_tags"))
-            if FOLDER in names:
-                place.pins = read_pins(path / FOLDER)
-            yield place
+def read_places(folder: Path, known: Callable[[str, frozenset[str]], Place | None] = _nothing) -> Iterator[Place]:
+    """Every repository below the folder of links. Raises StoreError where it may not be read.
+
+    `known` may give what is known of one, by its name and the names of the files by which it holds digests.
+    """
+
+    def read(registry: str, path: Path) -> Place | None:
+        names = _names(path / "_digests")
+        place = known(str(path.relative_to(folder)), names)
+        return place if place is not None else _read_place(folder, registry, path, names)
+
+    # Reading is waiting for the disk where the files have not been read for some time.
+    with ThreadPoolExecutor(READERS, thread_name_prefix="links") as pool:
+        paths = [(registry, path) for registry in _folders(folder) for path, _ in _walk(folder / registry)]
+        yield from (place for place in pool.map(lambda each: read(*each), paths) if place is not None)
+
+
+def read_place(folder: Path, name: str) -> Place | None:
+    """One repository, by its name with the registry; None where there is none. Raises StoreError."""
+    path = folder / name
+    if not any(each.startswith("_") for each in _folders(path)):
+        return None
+    return _read_place(folder, name.partition("/")[0], path, _names(path / "_digests"))
+
+
+def _read_place(folder: Path, registry: str, path: Path, names: frozenset[str]) -> Place | None:
+    try:
+        repository = Repository.parse(str(path.relative_to(folder / registry)))
+    except ClientError:
+        return None  # a stray folder
+    place = Place(registry, repository, names=names)
+    place.held = set(_digests_of(names))
+    place.taggings = list(_taggings(path / "_tags"))
+    place.pins = read_pins(path / FOLDER)
+    for tagging in place.taggings:
+        read_link(folder, place, tagging.link.digest)
+    return place
 
 
 def read_link(folder: Path, place: Place, digest: Digest) -> Link | None:
     """The link by which a repository holds a digest."""
-    return _link(f"{folder}/{place.name}/_digests/{digest.filename}")
+    if digest not in place.links:
+        place.links[digest] = _link(f"{folder}/{place.name}/_digests/{digest.filename}")
+    return place.links[digest]
 
 
 def read_names(folder: Path, prefix: str) -> Iterator[str]:
@@ -104,10 +141,19 @@ def _folders(path: Path) -> list[str]:
 
 
 def _digests(folder: Path) -> Iterator[Digest]:
+    return _digests_of(_names(folder))
+
+
+def _names(folder: Path) -> frozenset[str]:
     try:
-        names = os.listdir(folder)
-    except OSError:
-        return  # forgotten meanwhile
+        return frozenset(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()  # forgotten meanwhile, or never there
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _digests_of(names: Iterable[str]) -> Iterator[Digest]:
     for name in names:
         try:
             yield Digest.parse(name.replace("-", ":", 1))
@@ -133,8 +179,13 @@ def _taggings_of(folder: Path, name: str) -> Iterator[Tagging]:
 
 def _link(path: str) -> Link | None:
     try:
-        with open(path, errors="replace") as file:
-            return Link.from_json(file.read())
+        # Less than half of the time that a text file takes, and there is one for each tag at least.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, MAX_LINK)
+        finally:
+            os.close(fd)
+        return Link.from_json(text.decode(errors="replace"))
     except (FileNotFoundError, NotADirectoryError, StoreError):
         return None  # forgotten meanwhile, or damaged
     except OSError as error:

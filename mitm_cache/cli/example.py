@@ -56,7 +56,7 @@ def render_hosts(known: Known, names: tuple[str, ...], address: str, *, token_ho
 def render_daemon_json(known: Known, address: str, port: int) -> str:
     """The whole file."""
     # dockerd never treats Docker Hub as insecure, and its mirror setting serves Docker Hub only.
-    insecure = [host for registry in known if registry.name != DOCKER_HUB.name for host in registry.names]
+    insecure = [host for registry in known if registry.name != DOCKER_HUB.name for host in registry.hosts]
     host = f"[{address}]" if ":" in address else address
     document = {"registry-mirrors": [f"http://{host}:{port}"], "insecure-registries": insecure}
     return json.dumps(document, indent=2) + "\n"

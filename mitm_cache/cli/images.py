@@ -1,7 +1,7 @@
 """Images as they are named on a command line, found among those that are cached."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,23 @@ _SHORT = re.compile(r"(?P<name>.+)@sha256:(?P<hex>[0-9a-f]{6,63})")
 SIMILAR = 5
 
 
-def find(config: "Config", images: Sequence["Cached"], names: Iterable[str], *, whole: bool = False) -> "list[Cached]":
-    """The images of these names, each once; with `whole` a name is a repository's. Raises ClickException."""
+def find(
+    config: "Config",
+    images: Sequence["Cached"],
+    names: Iterable[str],
+    *,
+    whole: bool = False,
+    others: Callable[[], Iterable[str]] = tuple,
+) -> "list[Cached]":
+    """The images of these names, each once; with `whole` a name is a repository's. Raises ClickException.
+
+    `others`: names of images that are not among these, to tell of those that are like one that is not known.
+    """
     found: dict[Cached, None] = {}
     for name in names:
         hits = _of_repository(config, images, name) if whole else _of_name(config, images, name)
         if not hits:
-            raise click.ClickException(_unknown(images, name))
+            raise click.ClickException(_unknown([*map(str, images), *others()], name))
         found |= dict.fromkeys(hits)
     return list(found)
 
@@ -71,9 +81,14 @@ def _place(config: "Config", image: "Image") -> str:
     return f"{registry.name if registry is not None else image.registry}/{image.repository}"
 
 
-def _unknown(images: Sequence["Cached"], name: str) -> str:
+def places(config: "Config", names: Iterable[str]) -> set[str]:
+    """The repositories of images' names, each with its registry. Raises BadParameter."""
+    return {_place(config, parse(short["name"] if (short := _SHORT.fullmatch(name)) else name)) for name in names}
+
+
+def _unknown(known: Iterable[str], name: str) -> str:
     """What is said of a name that is not cached: names like it, of the same repository or spelt nearly so."""
-    names = list(dict.fromkeys(str(each) for each in images))
+    names = list(dict.fromkeys(known))
     last = re.split("[:@]", name.rpartition("/")[2])[0]
     same = [each for each in names if re.split("[:@]", each.rpartition("/")[2])[0] == last]
     near = get_close_matches(name, same, SIMILAR, 0) or get_close_matches(name, names, SIMILAR)

@@ -41,7 +41,9 @@ def ls(config_of: "Callable[[], Config]", pattern: str, as_json: bool) -> None:
     from mitm_cache.cache.catalog import Catalog
 
     catalog = Catalog(config_of().data_dir)
+    catalog.blobs.look_at_all()
     rows = [describe(catalog, image) for image in catalog.images if is_match(str(image), pattern)]
+    catalog.save()
     if as_json:
         click.echo(json.dumps({"images": rows}, indent=2))
     elif not rows:

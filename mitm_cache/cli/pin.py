@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mitm_cache.cli.data import complete_image, open_to_change
-from mitm_cache.cli.images import find
+from mitm_cache.cli.images import find, places
 
 if TYPE_CHECKING:
     from mitm_cache.cache.catalog import Cached, Catalog
@@ -42,14 +42,20 @@ def _change(config_of: "Callable[[], Config]", names: tuple[str, ...], verb: str
     from mitm_cache.cache.catalog import Catalog
     from mitm_cache.cache.evict import alone
     from mitm_cache.cache.pins import Pins
+    from mitm_cache.cache.tree import read_names
 
     config = config_of()
     layout = open_to_change(lambda: config, verb)
     pins, rows = Pins(layout.links), []
     with alone(layout.evicting, wait=True):
-        catalog = Catalog(layout.root)
+        # No more than is named is read: whoever wants to make room waits meanwhile.
+        catalog = Catalog(layout.root, only=places(config, names))
         by_digest = {name for name in names if "@" in name}
-        chosen = [(name in by_digest, image) for name in names for image in find(config, catalog.images, [name])]
+        chosen = [
+            (name in by_digest, image)
+            for name in names
+            for image in find(config, catalog.images, [name], others=lambda: read_names(layout.links, ""))
+        ]
         for exact, image in dict.fromkeys((exact, image) for exact, image in chosen):
             reference = image.digest if exact or image.tag is None else image.tag
             if verb == "pin":

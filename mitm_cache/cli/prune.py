@@ -35,23 +35,28 @@ def prune(
     """Remove images that were not pulled for some time, or that no tag is any more, with what only they need.
 
     With both options an image has to be both. Clients that pull by digest only leave images without a tag: give an
-    age too. Pinned images stay, and so do imported and synced ones, which 'mitm-cache rm' removes. It may be run while
-    the cache serves.
+    age too. Pinned images stay, and so do imported and synced ones, which 'mitm-cache rm' removes. Of what was pushed
+    to the local registry only '--unused' removes anything: what neither a tag leads to nor is about what one leads to.
+    It may be run while the cache serves.
     """
+    from mitm_cache.cache.blobs import Blobs
     from mitm_cache.cache.entry import Origin
     from mitm_cache.cache.removal import Remover
+    from mitm_cache.local.collection import Collection
+    from mitm_cache.local.store import Store
 
     if older_than is None and not unused:
         raise click.UsageError("say what is to leave: --older-than AGE, --unused, or both")
     layout = open_to_change(config_of, "prune")
     oldest = time.time() - (older_than or 0)
+    nameless = Collection(Store(layout, Blobs(layout.blobs))).nameless() if unused else set()
 
     def choose(catalog: "Catalog") -> "Sequence[Cached]":
         return [
             image
             for image in catalog.images
             if not image.pinned
-            and image.origin is Origin.PULLED
+            and (image.origin is Origin.PULLED or (image.place, image.digest) in nameless)
             and (older_than is None or (catalog.used(image) or 0) < oldest)
             and not (unused and image.tag is not None)
         ]

@@ -11,6 +11,7 @@ import click
 from mitm_cache.cli.progress import watch
 from mitm_cache.cli.status import size
 from mitm_cache.cli.telling import check_owner
+from mitm_cache.errors import MitmCacheError
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -86,6 +87,11 @@ def run(
     except KeyboardInterrupt:
         click.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
+    except BaseExceptionGroup as group:
+        known = group.subgroup(MitmCacheError)
+        if known is None:
+            raise
+        raise known.exceptions[0] from None
     if as_json:
         click.echo(json.dumps(progress.document(dry=dry), indent=2))
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mitm_cache.config import Config
     from mitm_cache.node.apply import Work
     from mitm_cache.node.files import Place
-    from mitm_cache.node.model import Certificate, Plan, Settings
+    from mitm_cache.node.model import Certificate, Plan, Settings, Target
     from mitm_cache.node.state import State
 
 TARGETS = ("docker", "containerd", "podman", "crio", "k3s", "rke2", "kind", "k3d", "hosts")
@@ -53,6 +53,13 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--no-proxy", multiple=True, metavar="HOST", help="With --way connect: reached without the cache.")
 @click.option("--no-egress", is_flag=True, help="With --way hosts: token hosts lead to the cache too.")
 @click.option("--file", "file", type=click.Path(dir_okay=False), help="kind and k3d: the file to write or extend.")
+@click.option(
+    "--local",
+    "local",
+    multiple=True,
+    metavar="NAME",
+    help="kind and k3d: a name of the cache's own registry, such as localhost:5000; else what its configuration has.",
+)
 @click.option("--cluster", metavar="NAME", help="kind: set up the nodes of a cluster that runs.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--restart", is_flag=True, help="Restart the daemons that have to be, too.")
@@ -99,6 +106,7 @@ def setup(
     else:
         assert target is not None
         path = "" if cluster else _absolute(file or FILES.get(target, ""))
+        options["enter"] = f"{where[0][1].place.partition('-')[0]} exec {cluster}-control-plane" if cluster else ""
         options["containerd"] = (
             _containerd_version() if target == "containerd" and root.resolve() == Path("/") else None
         )
@@ -161,7 +169,21 @@ def _settings(config: "Config", target: str, file: str, options: dict[str, Any])
         connect_port=options["connect_port"],
         file=file,
         containerd=options["containerd"],
+        local=_local(config, kind, options["local"]),
+        enter=options["enter"],
     )
+
+
+def _local(config: "Config", target: "Target", given: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the cache's own registry: as they are given, or where its configuration is here."""
+    from mitm_cache.node.hosting import parse_local
+    from mitm_cache.node.model import LOCAL
+    from mitm_cache.registries import LOCAL as LOCAL_NAME
+
+    if given or target not in LOCAL:
+        return tuple(dict.fromkeys(map(parse_local, given)))
+    found = config.known.named(LOCAL_NAME)
+    return found.hosts if found else ()
 
 
 def _certificate(options: dict[str, Any], caches: tuple[Any, ...]) -> "Certificate | None":

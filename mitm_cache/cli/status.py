@@ -37,7 +37,7 @@ def status(config_of: "Callable[[], Config]", as_json: bool) -> None:
     """
     config = config_of()
     document, code = look(config)
-    document = {**document, "images": images(config)}
+    document = {**document, "images": images(config), **local(config)}
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -115,6 +115,22 @@ def _blobs(config: "Config") -> dict[str, Any]:
     return {"blobs": {"count": count, "bytes": size}, "limit": limit}
 
 
+def local(config: "Config") -> dict[str, Any]:
+    """What the local registry holds, and is being pushed, of what it may; nothing where there is none."""
+    from mitm_cache.cache.layout import Layout
+    from mitm_cache.errors import StoreError
+    from mitm_cache.local.space import measure
+
+    if not config.local.names:
+        return {}
+    try:
+        held = measure(Layout(config.data_dir, ""))
+        limit = config.local.max_size.of(shutil.disk_usage(config.data_dir).total)
+    except (StoreError, OSError):
+        return {"local": None}
+    return {"local": {"bytes": held, "limit": limit}}
+
+
 def images(config: "Config") -> dict[str, Any] | None:
     """How many tags have something here, how it came, and what is pinned; None where that cannot be counted."""
     from mitm_cache.cache.tree import count_tags
@@ -161,6 +177,9 @@ def _rows(document: Document) -> Iterator[tuple[str, str]]:
         yield each["name"], f"{host}:{each['port']}"
     yield "blobs", _held(document)
     yield "images", _images(document.get("images"))
+    if "local" in document:
+        held = document["local"]
+        yield "local", f"{size(held['bytes'])} of {size(held['limit'])}" if held else "not counted"
     if "requests" in document:
         yield from _traffic(document)
     authority = document["ca"]

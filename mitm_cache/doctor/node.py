@@ -22,7 +22,7 @@ from mitm_cache.doctor.probes import Resolution, Way, resolve
 from mitm_cache.doctor.processes import Process
 from mitm_cache.doctor.scene import Scene
 from mitm_cache.parsing import is_address
-from mitm_cache.registries import DOCKER_HUB, Registry
+from mitm_cache.registries import DOCKER_HUB, LOCALHOST, Registry
 
 UNITS = {"dockerd": "docker", "containerd": "containerd", "crio": "crio"}
 """The daemons that pull, and their systemd units."""
@@ -109,8 +109,10 @@ class Node:
 
 def hosts_of(registry: Registry) -> tuple[str, ...]:
     """The names of a registry that DNS could know, the one of its API first."""
-    names = (name.partition(":")[0] for name in (registry.host, *registry.names) if not is_address(name))
-    return tuple(dict.fromkeys(names))
+    ordered = sorted(registry.hosts, key=lambda name: name != registry.host)
+    names = (name.partition(":")[0] for name in ordered)
+    own = {LOCALHOST} if registry.is_local else set()  # which is this node, wherever the cache is
+    return tuple(name for name in dict.fromkeys(names) if name not in own and not is_address(name))
 
 
 def look(scene: Scene) -> Node:

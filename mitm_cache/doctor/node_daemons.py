@@ -143,7 +143,9 @@ def _judge_proxy(scene: Scene, node: Node, setting: ProxySetting) -> Finding:
         return _judge_other_proxy(scene, node, setting, right)
     if setting.proxy.startswith("https://"):
         return fail("proxy", source, "HTTPS_PROXY says https://, and the listener speaks plain HTTP CONNECT", right)
-    past = [one for one in scene.registries if _bypassed(setting, one) and not node.leads_here(hosts_of(one)[0])]
+    past = [
+        one for one in scene.registries if _bypassed(setting, one) and not any(map(node.leads_here, hosts_of(one)[:1]))
+    ]
     if past:
         words = f"NO_PROXY holds {', '.join(one.name for one in past)}: pulled past the cache"
         return fail("proxy", source, words, f"take it out of NO_PROXY={setting.bypass}, then restart the daemon")

@@ -65,8 +65,8 @@ class Scene:
 
     @property
     def registries(self) -> tuple[Registry, ...]:
-        """Those that were asked for, else all that are known."""
-        return tuple(each.registry for each in self.wanted) or tuple(self.known)
+        """Those that were asked for, else all that are known but the cache's own, which is not led anywhere."""
+        return tuple(each.registry for each in self.wanted) or tuple(one for one in self.known if not one.is_local)
 
     @property
     def asked(self) -> frozenset[str]:

@@ -15,6 +15,7 @@ from mitm_cache.exchange.arriving import Arrival
 from mitm_cache.exchange.stock import Piece
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
+from mitm_cache.oci.reference import Repository
 
 WAIT_SECONDS = 0.1
 """Between looks at a download of the same content by the service."""
@@ -134,12 +135,13 @@ class Import:
                     f"{digest} was evicted while the rest was imported: cache.max_size is too small for it, or the disk"
                 )
             blob.close()
+        held: dict[tuple[str, Repository], dict[Digest, Link]] = {}
         for arrival in arrivals:
-            where = arrival.image.registry, arrival.image.repository
-            for digest, size in arrival.blobs.items():
-                self._links.hold(*where, Link(digest, OCTETS, size, Origin.IMPORTED))
-            for link in arrival.manifests.values():
-                self._links.hold(*where, link)
+            found = held.setdefault((arrival.image.registry, arrival.image.repository), {})
+            found |= {digest: Link(digest, OCTETS, size, Origin.IMPORTED) for digest, size in arrival.blobs.items()}
+            found |= arrival.manifests
+        for where, found in held.items():
+            self._links.hold_all(*where, found.values())
         for arrival in arrivals:
             image = arrival.image
             if not isinstance(image.reference, Digest):

@@ -55,6 +55,8 @@ def prepare(config: Config, listed: Listed, folder: Path, environ: Mapping[str, 
     """
     hosts = listed.hosts | set(listed.sources)
     strangers = tuple(sorted(host for host in hosts if config.known.find(host) is None))
+    if any(registry is not None and registry.is_local for registry in map(config.known.find, hosts)):
+        raise ConfigError("images of the local registry are pushed to it: nothing is fetched for it from elsewhere")
     known = Known([*config.known, *(Registry(host, host) for host in strangers)])
     upstreams = dict(config.upstreams)
     keepers: dict[str, Keeper] = {}

@@ -6,6 +6,7 @@ would take the plugin's other settings away.
 """
 
 import posixpath
+from collections.abc import Sequence
 
 from mitm_cache.errors import ConfigError
 from mitm_cache.node.model import Draft, Files, Settings, Store, Trust, Way, restart
@@ -124,7 +125,7 @@ def _refuse_old_settings(path: str, registry: Table) -> None:
 
 def plan_folder(draft: Draft, settings: Settings, files: Files, folder: str) -> None:
     """The hosts.toml files under a folder. What others have put there stays, and wins over `_default`."""
-    names = {name for one in settings.known for name in one.names}
+    names = {name for one in settings.known for name in one.hosts}
     passed = [name for name in files.names(folder) if name in names and _is_others(f"{folder}/{name}", files)]
     if settings.way is not Way.MIRROR and settings.trust is Trust.INSECURE:
         # By name, not by default: what does not go through the cache stays verified.
@@ -135,6 +136,8 @@ def plan_folder(draft: Draft, settings: Settings, files: Files, folder: str) -> 
     if settings.way is Way.MIRROR:
         hosts = [line for mirror in settings.mirrors for line in host_table(mirror)]
         _put(draft, files, f"{folder}/{DEFAULT}/hosts.toml", [], hosts)
+        for name in settings.local:
+            _put(draft, files, f"{folder}/{name}/hosts.toml", *local_table(settings.mirrors))
     elif settings.certificate is not None:
         path = f"{folder}/{DEFAULT}/mitm-cache.pem"
         draft.put(path, settings.certificate.pem)
@@ -151,6 +154,13 @@ def _is_others(folder: str, files: Files) -> bool:
 def host_table(mirror: str) -> list[str]:
     """The lines for one cache as a mirror; containerd adds ?ns=REGISTRY itself."""
     return [f"[host.{quoted(f'http://{mirror}')}]", '  capabilities = ["pull", "resolve"]']
+
+
+def local_table(mirrors: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines for a registry that is the caches themselves: keys at the top, and hosts. Where none has an image,
+    containerd does not go on to what its name means on the node."""
+    *first, last = mirrors
+    return [f"server = {quoted(f'http://{last}')}"], [line for mirror in first for line in host_table(mirror)]
 
 
 def _put(draft: Draft, files: Files, path: str, roots: list[str], hosts: list[str]) -> None:

@@ -16,13 +16,13 @@ def plan_containers(draft: Draft, settings: Settings, files: Files) -> None:
     """A drop-in with a table for each registry: its mirrors, or that it is not verified; or its certificates."""
     if settings.way is not Way.MIRROR and settings.trust is Trust.CA:
         if settings.store is Store.CLIENT and settings.certificate is not None:
-            for name in (name for one in settings.known for name in one.names):
+            for name in (name for one in settings.known for name in one.hosts):
                 draft.put(f"{CERTIFICATES}/{name}/mitm-cache.crt", settings.certificate.pem)
         return
     taken = _taken(files)
     lines = ["# Made by mitm-cache setup."]
     for one in settings.known:
-        for name in one.names:
+        for name in one.hosts:
             if name in taken:
                 draft.note(f"{taken[name]} has a table for {name}, which is left as it is: {name} goes past the cache.")
             elif settings.way is Way.MIRROR and ":" in (one.prefix or one.name):

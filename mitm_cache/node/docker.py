@@ -48,7 +48,7 @@ def plan_docker(draft: Draft, settings: Settings, files: Files) -> None:
 
 def client_names(settings: Settings) -> list[str]:
     """The names of all registries but Docker Hub."""
-    return [name for one in settings.known if one.name != DOCKER_HUB.name for name in one.names]
+    return [name for one in settings.known if one.name != DOCKER_HUB.name for name in one.hosts]
 
 
 def merge(text: str | None, wanted: dict[str, list[str]]) -> str:

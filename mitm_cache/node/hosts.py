@@ -6,7 +6,7 @@ from mitm_cache.errors import ConfigError
 from mitm_cache.node.lines import add_block
 from mitm_cache.node.model import Draft, Files, Settings
 from mitm_cache.parsing import is_address
-from mitm_cache.registries import Known
+from mitm_cache.registries import LOCALHOST, Known
 
 HOSTS = "/etc/hosts"
 
@@ -36,8 +36,8 @@ def plan_hosts(draft: Draft, settings: Settings, files: Files) -> None:
 
 def name_groups(known: Known, names: tuple[str, ...], *, token_hosts: bool) -> Iterator[tuple[str, ...]]:
     """The cache's own names, then each registry's without ports, with its token hosts if wanted; each name once."""
-    told: set[str] = set()
-    for hosts in (names, *((*one.names, *(one.auth_hosts if token_hosts else ())) for one in known)):
+    told: set[str] = {LOCALHOST}
+    for hosts in (names, *((*one.hosts, *(one.auth_hosts if token_hosts else ())) for one in known)):
         bare = (host if is_address(host) else host.partition(":")[0] for host in hosts)
         new = tuple(host for host in dict.fromkeys(bare) if host not in told and not is_address(host))
         told.update(new)

@@ -9,11 +9,22 @@ from typing import Any
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from mitm_cache.errors import ConfigError
-from mitm_cache.node.containerd import CERTIFICATES, CONFIG, DEFAULT, NEW_PLUGIN, OLD_PLUGIN, host_table, plan_folder
+from mitm_cache.node.containerd import (
+    CERTIFICATES,
+    CONFIG,
+    DEFAULT,
+    NEW_PLUGIN,
+    OLD_PLUGIN,
+    host_table,
+    local_table,
+    plan_folder,
+)
+from mitm_cache.node.hosting import plan_hosting
 from mitm_cache.node.model import Draft, Files, Settings
 from mitm_cache.node.rancher import read_yaml, sequence, write_yaml
 from mitm_cache.node.tomls import read_toml, table_at
 
+ADMIN, HOSTING = "/etc/kubernetes/admin.conf", "/etc/kubernetes/local-registry-hosting.yaml"
 _API = "kind.x-k8s.io/v1alpha4"
 # Each containerd knows one of the plugins and passes over the other's settings.
 _PATCH = "".join(
@@ -23,9 +34,13 @@ _PATCH = "".join(
 
 def plan_cluster(draft: Draft, settings: Settings, files: Files) -> None:
     """The configuration file, and beside it the hosts.toml that is mounted."""
-    folder = f"{posixpath.splitext(settings.file)[0]}-certs.d"
+    stem = posixpath.splitext(settings.file)[0]
+    folder = f"{stem}-certs.d"
     hosts = [line for mirror in settings.mirrors for line in host_table(mirror)]
     draft.put(f"{folder}/{DEFAULT}/hosts.toml", "\n".join(hosts) + "\n")
+    for name in settings.local:
+        roots, others = local_table(settings.mirrors)
+        draft.put(f"{folder}/{name}/hosts.toml", "\n".join([*roots, *(others or ["[host]"])]) + "\n")
     text = files.read(settings.file)
     document = read_yaml(settings.file, text)
     for key, value in (("kind", "Cluster"), ("apiVersion", _API)):
@@ -42,6 +57,7 @@ def plan_cluster(draft: Draft, settings: Settings, files: Files) -> None:
     draft.put(settings.file, write_yaml(document, text))
     draft.note(f"kind reads it when a cluster is made: kind create cluster --config {settings.file}")
     draft.note("For a cluster that runs: --cluster NAME.")
+    plan_hosting(draft, settings, f"{stem}-hosting.yaml")
 
 
 def _mount(file: str, node: Any, folder: str) -> None:
@@ -64,3 +80,6 @@ def plan_node(draft: Draft, settings: Settings, files: Files) -> None:
     registries = (table_at(tables, ("plugins", plugin, "registry")) for plugin in (OLD_PLUGIN, NEW_PLUGIN))
     if not any(registry.get("config_path") for registry in registries):
         draft.note(f"{CONFIG} names no config_path: containerd before 2.2 (kind before v0.31) does not read this then.")
+    # Workers have no right to write it into the cluster.
+    if files.read(ADMIN) is not None:
+        plan_hosting(draft, settings, HOSTING, f"{settings.enter} kubectl --kubeconfig {ADMIN}".lstrip())

@@ -58,6 +58,8 @@ WAYS: Mapping[Target, tuple[Way, ...]] = {
     (Way.HOSTS, Way.CONNECT, Way.MIRROR),
 )
 """The ways that there are for each target, the usual one first."""
+LOCAL = (Target.KIND, Target.K3D)
+"""Clusters whose nodes are containers: `localhost` is themselves there, not the machine that images are pushed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,10 @@ class Settings:
     connect_port: int = 3128
     file: str = ""
     containerd: int | None = None
+    local: tuple[str, ...] = ()
+    """Names of the cache's own registry, as image names begin with them: for clusters on the cache's machine."""
+    enter: str = ""
+    """How a command is run in the control plane of a kind cluster, such as `docker exec kind-control-plane`."""
 
     def __post_init__(self) -> None:
         allowed = WAYS[self.target]
@@ -149,6 +155,8 @@ class Settings:
             raise ConfigError(f"--way {self.way} is not for {self.target}; allowed here: {', '.join(allowed)}")
         if not self.caches:
             raise ConfigError("give the address of the cache: --cache ADDRESS (once for each cache)")
+        if self.local and self.target not in LOCAL:
+            raise ConfigError(f"--local is for {' and '.join(LOCAL)}; other nodes reach it as they do every registry")
         if self.way is Way.HOSTS:
             for cache in self.caches:
                 if not cache.is_address:

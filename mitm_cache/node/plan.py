@@ -1,8 +1,11 @@
 """What a node's files should hold, from what is asked for and what they hold without us. Decides only."""
 
+import posixpath
+
 from mitm_cache.node.containerd import plan_containerd
 from mitm_cache.node.containers import plan_containers
 from mitm_cache.node.docker import plan_docker
+from mitm_cache.node.hosting import plan_hosting
 from mitm_cache.node.hosts import plan_hosts
 from mitm_cache.node.kind import plan_cluster, plan_node
 from mitm_cache.node.model import Draft, Files, Plan, Settings, Store, Target, Way, restart
@@ -32,6 +35,7 @@ def plan(settings: Settings, files: Files) -> Plan:
             plan_containers(draft, settings, files)
         case Target.K3S | Target.RKE2 | Target.K3D:
             plan_rancher(draft, settings, files)
+            plan_hosting(draft, settings, f"{posixpath.splitext(settings.file)[0]}-hosting.yaml")
         case Target.KIND:
             plan_cluster(draft, settings, files) if settings.file else plan_node(draft, settings, files)
         case Target.HOSTS:

@@ -40,7 +40,10 @@ def _add_mirrors(path: str, document: Any, settings: Settings, draft: Draft) -> 
     for place, mirror in enumerate(f"http://{mirror}" for mirror in settings.mirrors):
         if mirror not in endpoints:
             endpoints.insert(place, mirror)
-    names = {name for one in settings.known for name in one.names}
+    for name in settings.local:
+        own = sequence(path, mapping(path, mirrors, name), "endpoint")
+        own[:0] = [mirror for mirror in (f"http://{one}" for one in settings.mirrors) if mirror not in own]
+    names = {name for one in settings.known for name in one.hosts} - set(settings.local)
     others = sorted(names.intersection(str(name) for name in mirrors))
     if others:
         draft.note(f"{path} has mirrors for {', '.join(others)}, which are used instead of those for {ALL!r}.")
@@ -49,7 +52,7 @@ def _add_mirrors(path: str, document: Any, settings: Settings, draft: Draft) -> 
 def _add_trust(path: str, document: Any, settings: Settings) -> None:
     configs = mapping(path, document, "configs")
     key, value = ("ca_file", CERTIFICATE) if settings.trust is Trust.CA else ("insecure_skip_verify", True)
-    for name in (name for one in settings.known for name in one.names):
+    for name in (name for one in settings.known for name in one.hosts):
         tls = mapping(path, mapping(path, configs, name), "tls")
         if tls.setdefault(key, value) != value:
             raise ConfigError(f"{path} has another {key} for {name}: take it out first")

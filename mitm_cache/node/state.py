@@ -35,7 +35,7 @@ class State:
     """The manifest of one place, read when it is made and written by `save`. Raises ConfigError."""
 
     def __init__(self, root: Path, place: str = "") -> None:
-        self.folder, self._place = folder_of(root) / place, place
+        self.folder, self.place = folder_of(root) / place, place
         self.records: dict[str, Record] = {}
         try:
             content = (self.folder / MANIFEST).read_bytes()
@@ -86,7 +86,7 @@ class State:
             if not self.records:
                 shutil.rmtree(self.folder / BACKUPS, ignore_errors=True)
                 (self.folder / MANIFEST).unlink(missing_ok=True)
-                for folder in (self.folder, self.folder.parent) if self._place else (self.folder,):
+                for folder in (self.folder, self.folder.parent) if self.place else (self.folder,):
                     _remove_if_empty(folder)
                 return
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -7,7 +7,7 @@ from typing import Self
 from mitm_cache.errors import ClientError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Reference, Repository, Tag
-from mitm_cache.registries import DOCKER_HUB
+from mitm_cache.registries import DOCKER_HUB, LOCAL
 
 LATEST = Tag("latest")
 OFFICIAL = "library"
@@ -32,7 +32,7 @@ class Image:
         """Parse `alpine`, `quay.io/team/app:1`, `localhost:5000/app@sha256:…`; raise ClientError (NAME_INVALID).
 
         A name without a registry is Docker Hub's, and one without tag and digest is of the tag `latest`. Beside a
-        digest a tag says nothing.
+        digest a tag says nothing. `local/app` is of the registry that the cache itself is.
         """
         try:
             return cls(*_parse(text))
@@ -65,7 +65,7 @@ def _parse(text: str) -> tuple[str, Repository, Reference]:
 def _split(name: str) -> tuple[str, str]:
     """The registry and the repository. A first part is a host where it could be no part of a repository's name."""
     first, slash, rest = name.partition("/")
-    if not slash or not (set(".:[") & set(first) or first == "localhost" or first != first.lower()):
+    if not slash or not (set(".:[") & set(first) or first in ("localhost", LOCAL) or first != first.lower()):
         return DOCKER_HUB.name, name if slash else f"{OFFICIAL}/{name}"
     if not _HOST.fullmatch(first):
         raise ClientError(f"{first!r} is not a host, with :port or without")

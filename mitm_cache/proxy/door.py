@@ -56,6 +56,10 @@ class Exchange:
     request: Request | None = None
     registry: Registry | None = None
     relayed: bool = False
+    received: bool = False
+    """Whether it changes what is kept here, or asks to: a request for a local name that is no GET or HEAD."""
+    uploading: bool = False
+    """Whether its body is being received."""
     passage: Passage | None = None
     response: Response | None = None
     request_id: str = field(default_factory=lambda: token_hex(8))
@@ -149,9 +153,9 @@ class Door:
         self.pending: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
 
     def uploads(self, client: str) -> int:
-        """How many requests of a client are on their way upstream, with a body that may still be coming."""
-        pending = self.pending.values()
-        return sum(each.passage is not None and each.client == client and not each.recorded for each in pending)
+        """How many requests of a client are on their way upstream or received, with a body that may still be coming."""
+        mine = (each for each in self.pending.values() if each.client == client and not each.recorded)
+        return sum(each.passage is not None or each.uploading for each in mine)
 
     def in_flight(self) -> int:
         """How many requests have been admitted and have not had their last byte."""
@@ -236,7 +240,10 @@ class Door:
             given=place.given,
             chosen=place.chosen,
         )
-        if not is_pull(request.method, admitted.operation):
+        local = place.registry.is_local
+        if local and request.method not in ("GET", "HEAD"):
+            exchange.received = True
+        elif not local and not is_pull(request.method, admitted.operation):
             relay.admit(admitted)
             exchange.relayed = True
         elif admitted.size is not None and admitted.size > MAX_BODY:

@@ -55,10 +55,12 @@ def identify(
         raise ClientError("Host and the TLS server name (SNI) differ", status=MISDIRECTED)
     if arrival.target and host != arrival.target:
         raise ClientError("Host and the host that CONNECT named differ", status=MISDIRECTED)
-    mine = is_own(host, arrival, own)
-    registry = None if mine else _find(host, port, arrival, known)
+    registry = _find(host, port, arrival, known)
+    local = registry is not None and registry.is_local  # by an address that may be the cache's own too
+    mine = is_own(host, arrival, own) and not local
+    registry = None if mine else registry
     if mine or arrival.listener == "mirror":
-        return resolve(target, registry, known) if is_registry_path(target) else None
+        return resolve(target, registry, known, arrival.port) if is_registry_path(target) else None
     if registry is None:
         raise ClientError(
             f"{hosts[0][:128]!r} is not a registry that this cache serves; [registries] of its configuration adds one",

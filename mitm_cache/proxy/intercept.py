@@ -1,5 +1,7 @@
 """TLS with clients: a leaf for each server name that is a registry's, minted when it is first asked for.
 
+Names of the local registry may have a certificate from elsewhere instead.
+
 The name in a ClientHello is the client's own choice, so leaves are minted for known names only; their number bounds
 the contexts that are kept. A name that is not known gets no certificate and no answer.
 """
@@ -14,6 +16,8 @@ from mitmproxy.tls import ClientHelloData, TlsData
 from OpenSSL import SSL, crypto
 
 from mitm_cache.ca import CertificateAuthority
+from mitm_cache.ca.given import GivenCertificate
+from mitm_cache.errors import ConfigError
 from mitm_cache.journal import Event, Journal
 
 HTTP = b"http/1.1"
@@ -49,14 +53,21 @@ class Intercept:
         journal: Journal,
         listeners: Callable[[str], str],
         clock: Callable[[], datetime],
+        given: GivenCertificate | None = None,
+        local: Collection[str] = (),
     ) -> None:
-        """`names`: the server names that are intercepted; `listeners`: the listener of a connection by its id."""
+        """`names`: the server names that are intercepted; `listeners`: the listener of a connection by its id; `given`
+        is shown for those names of the `local` registry that it is for."""
         self._authority = authority
         self._names = frozenset(names)
         self._journal = journal
         self._listeners = listeners
         self._clock = clock
         self._minted: dict[str, Minted] = {}
+        self._given: dict[str, SSL.Context] = {}
+        if given is not None:
+            context = _make_context(given.certificate_chain_pem, given.private_key_pem)
+            self._given = {name: context for name in local if given.covers(name)}
 
     def tls_clienthello(self, data: ClientHelloData) -> None:
         """There is no server to ask first."""
@@ -71,11 +82,19 @@ class Intercept:
         if name not in self._names:
             self._record_refusal(data, name)
             return
-        data.ssl_conn = SSL.Connection(self.context(name))
+        try:
+            context = self.context(name)
+        except ConfigError as error:  # an older CA, or one that has ended: other names may do
+            self._record_refusal(data, name, error.message)
+            return
+        data.ssl_conn = SSL.Connection(context)
         data.ssl_conn.set_accept_state()
 
     def context(self, name: str) -> SSL.Context:
-        """The context for a known name, with a leaf of the CA that signs now and not due to be renewed."""
+        """The context for a known name: with what is given for it, or a leaf of the CA that signs now and not due to
+        be renewed. Raises ConfigError where the CA may not sign for it."""
+        if name in self._given:
+            return self._given[name]
         now = self._clock()
         signer = self._authority.signer(now)
         minted = self._minted.get(name)
@@ -86,7 +105,7 @@ class Intercept:
             self._minted[name] = minted
         return minted.context
 
-    def _record_refusal(self, data: TlsData, name: str) -> None:
+    def _record_refusal(self, data: TlsData, name: str, problem: str = "") -> None:
         shown = "".join(c if c.isprintable() else "?" for c in name[:253])
         client = data.conn.peername
         self._journal.record(
@@ -95,9 +114,12 @@ class Intercept:
                 listener=self._listeners(data.conn.id),
                 client=client[0] if client else "",
                 outcome="REFUSED",
-                reason=f"server name {shown!r} is not a registry this cache serves"
-                if data.conn.sni
-                else f"no server name (SNI), and {shown} is not in names",
+                reason=problem
+                or (
+                    f"server name {shown!r} is not a registry this cache serves"
+                    if data.conn.sni
+                    else f"no server name (SNI), and {shown} is not in names"
+                ),
             )
         )
 

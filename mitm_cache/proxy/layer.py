@@ -13,8 +13,9 @@ from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
 
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.head import MAX_HEAD, answer
+from mitm_cache.proxy.http1 import OneWriteServer
 from mitm_cache.proxy.patience import UPLOAD_PIECE, Patience
-from mitm_cache.proxy.stream import DeliveryStream, OneWriteServer
+from mitm_cache.proxy.stream import DeliveryStream
 from mitm_cache.relay import Relay
 
 MAX_AHEAD = 1 << 20
@@ -36,7 +37,14 @@ class DeliveryLayer(HttpLayer):
         self.connections[context.client] = self.server
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        stream = DeliveryStream(self.context.fork(), stream_id, self._door, self._relay)
+        stream = DeliveryStream(
+            self.context.fork(),
+            stream_id,
+            door=self._door,
+            relay=self._relay,
+            server=self.server,
+            patience=self.patience,
+        )
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 

@@ -36,8 +36,8 @@ def is_registry_path(target: str) -> bool:
     return path == BASE.rstrip("/") or path.startswith(BASE)
 
 
-def resolve(target: str, by_host: Registry | None, known: Known) -> Place:
-    """Where a request to a mirror leads; `by_host`: the registry that Host names, if one.
+def resolve(target: str, by_host: Registry | None, known: Known, port: int = 0) -> Place:
+    """Where a request to a mirror leads; `by_host`: the registry that Host names, if one; `port`: the mirror's.
 
     Raises ClientError: 404 for a registry that is not known, 400 for more than one.
     """
@@ -50,7 +50,7 @@ def resolve(target: str, by_host: Registry | None, known: Known) -> Place:
     if len(spaces) > 1:
         raise ClientError(f"a request names one registry by ?{NAMESPACE}=, not {len(spaces)}")
     if spaces:
-        registry = known.find(spaces[0])
+        registry = known.find(spaces[0]) or _own(spaces[0], known, port)
         if registry is None:
             raise ClientError(
                 f"{NAMESPACE}={spaces[0][:128]!r} is not a registry that this cache serves; [registries] of its "
@@ -68,6 +68,13 @@ def resolve(target: str, by_host: Registry | None, known: Known) -> Place:
     given = f"{first}/" if prefixed and slash else ""
     chosen = bool(spaces or by_path or by_host)
     return Place(registry, f"{path}?{rest}" if rest else path, mirror=True, given=given, chosen=chosen)
+
+
+def _own(space: str, known: Known, port: int) -> Registry | None:
+    """The local registry by one of its names and the mirror's own port, which is part of its images' names."""
+    name, _, given = space.rpartition(":")
+    found = known.find(name) if given == str(port) else None
+    return found if found is not None and found.is_local else None
 
 
 def _with_library(path: str) -> str:

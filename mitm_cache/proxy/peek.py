@@ -33,6 +33,16 @@ class Replay:
             return given
         return await self._reader.read(size)
 
+    def holds(self) -> bool:
+        """Whether there is something that has come and has not been read."""
+        return bool(self._beginning) or holds(self._reader)
+
+
+def holds(reader: asyncio.StreamReader) -> bool:
+    """Whether a reader has something that has not been read: asyncio itself does not say it."""
+    buffer: bytearray = reader._buffer  # type: ignore[attr-defined]  # tests/contracts/ watches it
+    return bool(buffer)
+
 
 @dataclass(frozen=True, slots=True)
 class Beginning:

@@ -9,7 +9,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Protocol
 
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -22,7 +21,7 @@ from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.wire.challenge import in_clear
 from mitm_cache.wire.headers import Headers
-from mitm_cache.wire.message import Request, Response
+from mitm_cache.wire.message import Handler, Request, Response
 
 LOOK_SECONDS = 10.0
 """How often it is looked whether the client of a relay is still there; one that has closed its side gets what comes
@@ -31,14 +30,6 @@ _ESTABLISHED = 1
 """The state of a TCP connection that nobody has closed (tcp(7), TCP_INFO; linux/tcp_states.h)."""
 
 logger = logging.getLogger(__name__)
-
-
-class Handler(Protocol):
-    """Answers pulls."""
-
-    async def handle(self, request: Request) -> Response:
-        """Answer one; what goes wrong is an answer too."""
-        ...
 
 
 class Serve:
@@ -56,7 +47,7 @@ class Serve:
         """Find out whether a password is for the cache itself; a request of which that is not known goes nowhere."""
         exchange = recognition.exchange
         try:
-            async with self._held_back(recognition.client_id):
+            async with self.held_back(recognition.client_id):
                 await self._door.recognize(exchange, recognition.login)
         except BaseException as error:
             exchange.response = explain(MitmCacheError("internal error", status=502), exchange.request)
@@ -66,39 +57,39 @@ class Serve:
 
     async def request(self, flow: http.HTTPFlow) -> None:
         """Answer a pull."""
-        await self._settle(flow, self._pull_through.handle)
+        async with self.held_back(flow.client_conn.id):
+            await self.settle(flow, self._pull_through.handle)
 
     async def relay_room(self, relayed: Relayed) -> None:
         """Wait until upstream has taken some of what the client has sent, which sends no more meanwhile."""
-        async with self._held_back(relayed.flow.client_conn.id), self._watched(relayed.flow, relayed.passage):
+        async with self.held_back(relayed.flow.client_conn.id), self._watched(relayed.flow, relayed.passage):
             await relayed.passage.room()
 
     async def relay_answer(self, relayed: Relayed) -> None:
         """Answer a request that has been passed on."""
-        async with self._watched(relayed.flow, relayed.passage):
-            await self._settle(relayed.flow, lambda request: self._relay.answer(request, relayed.passage))
+        async with self.held_back(relayed.flow.client_conn.id), self._watched(relayed.flow, relayed.passage):
+            await self.settle(relayed.flow, lambda request: self._relay.answer(request, relayed.passage))
 
     async def upgrade(self, upgrading: Upgrading) -> None:
         """Ask for a WebSocket; what is not given one is relayed as it is."""
         exchange = self._door.pending.get(upgrading.flow)
         if exchange is None or exchange.request is None:
             return
-        async with self._held_back(upgrading.flow.client_conn.id):
+        async with self.held_back(upgrading.flow.client_conn.id):
             upgrading.upgraded = await self._relay.upgrade(exchange.request)
         if upgrading.upgraded is not None:
             exchange.response = switching(upgrading.upgraded.headers)
             upgrading.flow.response = render(exchange, exchange.response)
 
-    async def _settle(self, flow: http.HTTPFlow, answer: Callable[[Request], Awaitable[Response]]) -> None:
+    async def settle(self, flow: http.HTTPFlow, answer: Callable[[Request], Awaitable[Response]]) -> None:
+        """Have a request answered, and the answer made ready; whatever goes wrong is an answer too."""
         exchange = self._door.pending.get(flow)
         flow.response = http.Response.make(502, b"this request came through no door of the cache\n")
         if exchange is None or exchange.request is None:
             return
         request = exchange.request
         try:
-            # While the answer is made, the client cannot fill our memory with more requests.
-            async with self._held_back(flow.client_conn.id):
-                exchange.response = response = await answer(request)
+            exchange.response = response = await answer(request)
             if request.mirror:
                 told = Headers([("OCI-Namespace", request.registry.name)])
                 response.headers = response.headers.without(["oci-namespace"]) + told
@@ -115,8 +106,9 @@ class Serve:
                 raise
             logger.exception("a request failed for no known reason")
 
-    def _held_back(self, client_id: str) -> AbstractAsyncContextManager[object]:
-        """mitmproxy's reader waits for this lock after each read."""
+    def held_back(self, client_id: str) -> AbstractAsyncContextManager[object]:
+        """Keep a client from filling our memory with more requests: mitmproxy's reader waits for this lock after each
+        read."""
         handler = self._proxyserver.connections.get(client_id)
         return handler._drain_lock if handler is not None else nullcontext()
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from email.utils import formatdate
+from http import HTTPStatus
 
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, SendHttp
-from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http import HttpStream, SendHttp
 from mitmproxy.proxy.layers.http._events import (
     RequestData,
     RequestEndOfMessage,
@@ -19,7 +19,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHook
-from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
 from OpenSSL import SSL
 
@@ -27,7 +26,9 @@ from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError
 from mitm_cache.proxy.deliver import DeliverBodyHook, Delivery
 from mitm_cache.proxy.door import MAX_BODY, Door, Exchange
-from mitm_cache.proxy.head import refuse_head
+from mitm_cache.proxy.http1 import OneWriteServer
+from mitm_cache.proxy.patience import Patience
+from mitm_cache.proxy.reception import ReceiveBodyHook, Reception
 from mitm_cache.proxy.upgrade import CrossHook, Crossing, CrossRoomHook
 from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
@@ -37,7 +38,11 @@ from mitm_cache.wire.message import FileBody, Request, Response, StreamBody
 
 HTTP_1_1 = "HTTP/1.1"
 MAX_UPLOADS = 64
-"""Relayed requests of one address, of which some have bodies that may never end: half of what there are threads for."""
+"""Relayed and received requests of one address, of which some have bodies that may never end: half of what there are
+threads for relays."""
+TOO_MANY = ClientError(
+    f"one client has at most {MAX_UPLOADS} uploads at once", status=HTTPStatus.TOO_MANY_REQUESTS, code="TOOMANYREQUESTS"
+)
 
 
 @dataclass
@@ -119,61 +124,31 @@ def render(exchange: Exchange, response: Response, http_version: str = HTTP_1_1)
     return message
 
 
-class OneWriteServer(Http1Server):
-    """Sends the head of an answer together with the body that follows at once: one record, one system call."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._head: bytes | None = None
-        self.body_follows = False
-
-    def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        follows = self.body_follows and isinstance(event, ResponseHeaders) and not event.end_stream
-        self.body_follows = False
-        if follows:
-            [command] = super().send(event)
-            assert isinstance(command, commands.SendData)
-            self._head = command.data
-            return
-        for command in super().send(event):
-            if self._head is not None and isinstance(command, commands.SendData):
-                command.data, self._head = self._head + command.data, None
-            yield command
-
-    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived):
-            received: bytearray = self.buf._data  # not copied: a megabyte of requests may wait in it
-            while received[:2] == b"\r\n":
-                self.buf.maybe_extract_at_most(2)  # RFC 9112, 2.2; mitmproxy takes one of them for a head, and waits
-            if refusal := refuse_head(received):
-                yield commands.SendData(self.conn, refusal)
-                yield commands.CloseTcpConnection(self.conn, half_close=True)
-                self.state = self.done
-                return
-        yield from super().read_headers(event)
-
-    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        try:
-            yield from super().read_body(event)
-        except NotImplementedError:
-            # mitmproxy knows no trailers. They end a body, and may be left out (RFC 9110, 6.5.1).
-            yield ReceiveHttp(RequestEndOfMessage(self.stream_id))
-            yield from self.mark_done(request=True)
-
-
 class DeliveryStream(HttpStream):
     """A stream that asks the door first, and whose file bodies are delivered by the pump."""
 
-    def __init__(self, context: Context, stream_id: int, door: Door, relay: Relay) -> None:
+    def __init__(
+        self,
+        context: Context,
+        stream_id: int,
+        *,
+        door: Door,
+        relay: Relay,
+        server: OneWriteServer,
+        patience: Patience | None,
+    ) -> None:
         super().__init__(context, stream_id)
         self._door = door
         self._relay = relay
+        self._server = server
+        self._patience = patience
+        self._receives = False
         self._crossing: Crossing
 
     @property
     def passes_on(self) -> bool:
-        """Whether the body of the request is passed on as it comes."""
-        return bool(self.client_state == self.state_relay_request_body)
+        """Whether the body of the request is passed on, or kept, as it comes."""
+        return self._receives or bool(self.client_state == self.state_relay_request_body)
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         exchange = self._door.admit(self.context.client, event.request)
@@ -184,6 +159,10 @@ class DeliveryStream(HttpStream):
             self.flow.request = event.request
             yield from self._refuse(exchange, exchange.response)
             return
+        expected = ""
+        if exchange.received:
+            # mitmproxy would say "continue" at once, to what may be refused.
+            expected = event.request.headers.pop("expect", "").lower()
         yield from super().state_wait_for_request_headers(event)
         if not self.flow.live:
             exchange.finish(bytes_out=0, failure="the request is malformed")
@@ -191,20 +170,48 @@ class DeliveryStream(HttpStream):
         self._door.pending[self.flow] = exchange
         if exchange.relayed and exchange.request is not None:
             yield from self._begin_relay(exchange, exchange.request)
+        elif exchange.received and exchange.request is not None:
+            awaits = expected == "100-continue" and event.request.http_version == HTTP_1_1
+            yield from self._receive(exchange, exchange.request, awaits)
 
     def _begin_relay(self, exchange: Exchange, request: Request) -> layer.CommandGenerator[None]:
         exchange.response = self._relay.judge(request)
         if exchange.response is not None:
             yield from self._refuse(exchange, exchange.response)
-        elif request.size != 0 and self._door.uploads(exchange.client) >= MAX_UPLOADS:
-            words = f"one client has at most {MAX_UPLOADS} uploads at once"
-            exchange.response = explain(ClientError(words, status=429, code="TOOMANYREQUESTS"), request)
+        elif self._has_too_many(exchange, request):
+            exchange.response = explain(TOO_MANY, request)
             yield from self._refuse(exchange, exchange.response)
         elif request.size == 0 and is_upgrade(request.headers):
             self.client_state = self.state_upgrade
         else:
             exchange.passage = self._relay.begin(request)
             self.client_state = self.state_relay_request_body
+
+    def _has_too_many(self, exchange: Exchange, request: Request) -> bool:
+        return request.size != 0 and self._door.uploads(exchange.client) >= MAX_UPLOADS
+
+    def _receive(self, exchange: Exchange, request: Request, awaits: bool) -> layer.CommandGenerator[None]:
+        """Have a request for a local name answered, and its body taken past our events."""
+        if self._has_too_many(exchange, request):
+            exchange.response = explain(TOO_MANY, request)
+            yield from self._refuse(exchange, exchange.response)
+            return
+        waiting = self._paused_event_queue
+        reception = Reception(self.flow, self._server, self._tls(), waiting, self._patience, awaits)
+        self.client_state = self.state_errored
+        exchange.uploading, self._receives = request.size != 0, True
+        yield ReceiveBodyHook(reception)
+        exchange.uploading = self._receives = False
+        if reception.failure or exchange.response is None:
+            exchange.close()
+            exchange.finish(bytes_out=0, failure=reception.failure or "no answer was made")
+            yield from self._cut(reception.failure)
+        elif reception.whole:
+            self.client_state = self.state_done
+            if not (yield from self.check_killed(True)):
+                yield from self.send_response()
+        else:
+            yield from self._refuse(exchange, exchange.response)
 
     def state_consume_request_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         exchange = self._door.pending.get(self.flow)
@@ -315,11 +322,7 @@ class DeliveryStream(HttpStream):
 
     def _expect_body(self) -> None:
         """The body is at hand: let the head wait for it."""
-        parent = self.context.layers[self.context.layers.index(self) - 1]
-        assert isinstance(parent, HttpLayer)
-        server = parent.connections[self.context.client]
-        assert isinstance(server, OneWriteServer)
-        server.body_follows = True
+        self._server.body_follows = True
 
     def _send_body(self, exchange: Exchange, body: FileBody | StreamBody) -> layer.CommandGenerator[None]:
         assert self.flow.response
@@ -335,7 +338,7 @@ class DeliveryStream(HttpStream):
         yield DeliverBodyHook(delivery)
         exchange.finish(bytes_out=delivery.sent, failure="" if delivery.complete else delivery.failure or "cut")
         if not delivery.complete:
-            yield from self._cut(delivery)
+            yield from self._cut(delivery.failure)
         elif self.client_state == self.state_errored:
             yield from self._end_early()
         else:
@@ -351,8 +354,8 @@ class DeliveryStream(HttpStream):
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
         yield commands.CloseTcpConnection(self.context.client, half_close=True)
 
-    def _cut(self, delivery: Delivery) -> layer.CommandGenerator[None]:
-        self.flow.error = mitmproxy_flow.Error(delivery.failure or "the delivery was cut")
+    def _cut(self, failure: str) -> layer.CommandGenerator[None]:
+        self.flow.error = mitmproxy_flow.Error(failure or "it was cut")
         self.flow.live = False
         yield HttpErrorHook(self.flow)
         yield commands.CloseConnection(self.context.client)

@@ -33,11 +33,21 @@ class PullThrough:
     """Answers requests from the cache or from upstream."""
 
     def __init__(
-        self, *, known: Knowledge, spool: Spool, policy: Policy, leg: Leg, ttl: float, users: bool = False
+        self,
+        *,
+        known: Knowledge,
+        spool: Spool,
+        policy: Policy,
+        leg: Leg,
+        ttl: float,
+        users: bool = False,
+        pushes: bool = False,
     ) -> None:
-        """`ttl`: seconds that upstream's word about a tag or a list holds; `users`: whether the cache has any."""
+        """`ttl`: seconds that upstream's word about a tag or a list holds; `users`: whether the cache has any;
+        `pushes`: whether they may push to a registry that the cache itself is, by a path at a mirror."""
         self._policy = policy
         self._users = users
+        self._pushes = pushes
         self._leg = leg
         self._gate = gate = Gate(links=known.links, readers=known.readers, verdicts=known.verdicts, leg=leg)
         self._contents = Contents(blobs=known.blobs, links=known.links, gate=gate, leg=leg)
@@ -94,7 +104,10 @@ class PullThrough:
     def _has_to_log_in(self, request: Request) -> bool:
         """Clients learn from the ping alone how to log in: strangers are asked to where it may matter who they are."""
         registry = request.registry.name if request.chosen else None
-        return self._users and request.user == "" and self._policy.names_users(registry)
+        # By a first part of a path, which a ping does not have, they may come to the local registry. Where they are not
+        # expected to, nobody is asked: a dockerd that pulls Docker Hub's images here would go past the cache.
+        matters = self._policy.names_users(registry) or (self._pushes and not request.chosen)
+        return self._users and request.user == "" and matters
 
 
 def _wanted(request: Request) -> str:

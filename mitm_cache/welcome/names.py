@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from mitm_cache.parsing import is_address
-from mitm_cache.registries import Known
+from mitm_cache.registries import LOCALHOST, Known
 
 
 def rows(known: Known, names: Iterable[str], *, token_hosts: bool = False) -> Iterator[tuple[str, ...]]:
@@ -11,9 +11,9 @@ def rows(known: Known, names: Iterable[str], *, token_hosts: bool = False) -> It
 
     Without ports, addresses and repetitions.
     """
-    told: set[str] = set()
+    told: set[str] = {LOCALHOST}
     issuers = {registry.name: registry.auth_hosts if token_hosts else () for registry in known}
-    for hosts in (names, *((*registry.names, *issuers[registry.name]) for registry in known)):
+    for hosts in (names, *((*registry.hosts, *issuers[registry.name]) for registry in known)):
         new = [host for host in dict.fromkeys(map(_without_port, hosts)) if host not in told and not is_address(host)]
         if new:
             yield tuple(new)

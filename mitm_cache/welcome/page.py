@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from textwrap import fill
 
+from mitm_cache.registries import LOCAL
 from mitm_cache.welcome.facts import Facts, Place
 from mitm_cache.welcome.script import Script
 
@@ -84,6 +85,7 @@ def sections(facts: Facts, script: Script) -> Iterator[Section]:
     if script.ways and facts.base:
         yield Section("Set a node up", tuple(_lines(script)))
     yield from _clients(facts, script)
+    yield from _own(facts)
     yield Section(
         "Undo",
         (
@@ -141,6 +143,29 @@ def _clients(facts: Facts, script: Script) -> Iterator[Section]:
         )
     if facts.base:
         yield Section("kind", tuple(_kind(facts, script)))
+
+
+def _own(facts: Facts) -> Iterator[Section]:
+    """The registry of one's own, where there is one."""
+    local, mirror = facts.known.named(LOCAL), facts.places.get("mirror")
+    names = list(local.hosts) if local else []
+    if local and mirror:
+        names += [f"{mirror}/{part}" for part in dict.fromkeys((local.prefix, local.name)) if part]
+    if names:
+        yield Section(
+            "Images of your own",
+            (
+                Words("Pushed and pulled here, all of them under each of these names:"),
+                Code("\n".join(names)),
+                Code(f"docker tag app:1 {names[0]}/app:1 && docker push {names[0]}/app:1"),
+                Words(
+                    "Clients want TLS unless the name is localhost or they are told otherwise: the CA trusted as "
+                    "above, or insecure-registries in /etc/docker/daemon.json, --tls-verify=false for podman and "
+                    "skopeo. 'denied' and 'unauthorized' come with the reason; where this cache has users, pushing "
+                    "needs a docker login."
+                ),
+            ),
+        )
 
 
 def _podman(facts: Facts, mirror: Place | None, connect: Place | None) -> Iterator[Section]:

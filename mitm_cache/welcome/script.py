@@ -81,7 +81,7 @@ def _port(place: Place | None) -> str:
 def _mirrored(known: Known) -> list[str]:
     """The names that stand before a path at the mirror: podman's image names hold no port there, and it knows Docker
     Hub by one name."""
-    names = [name for registry in known for name in (registry.names if registry.name != DOCKER_HUB.name else ())]
+    names = [name for registry in known for name in (registry.hosts if registry.name != DOCKER_HUB.name else ())]
     return [DOCKER_HUB.name, *(name for name in names if ":" not in name and not is_address(name))]
 
 

@@ -136,3 +136,27 @@ class Response:
         """Let go of the body without delivering it."""
         if not isinstance(self.body, bytes):
             self.body.source.close()
+
+
+class Handler(Protocol):
+    """Answers GET and HEAD."""
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one; what goes wrong is an answer too."""
+        ...
+
+
+class Intake(Protocol):
+    """Where the body of a request goes. `write` is called by one thread at a time, the others in the event loop."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes, which are the caller's again afterwards. Raises MitmCacheError."""
+        ...
+
+    async def finish(self) -> Response:
+        """The body is whole: answer; what goes wrong is an answer too."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it, finished or not; what was written stays for who resumes."""
+        ...

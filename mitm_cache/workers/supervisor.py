@@ -10,6 +10,7 @@ from typing import Any
 from mitm_cache.admin.pages import Pages
 from mitm_cache.admin.server import Server
 from mitm_cache.ca.custody import Custody
+from mitm_cache.ca.given import GivenCertificate
 from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.config import Config
@@ -220,6 +221,8 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 def _custody(config: Config) -> Custody:
+    """The CA; what is wrong with a certificate from elsewhere is told here too, once for all workers."""
+    GivenCertificate.open(config.local.cert, config.local.key, config.known.local_hosts)
     return Custody.open(config.ca_dir, permitted=config.permitted_names())
 
 

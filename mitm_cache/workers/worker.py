@@ -32,7 +32,7 @@ def main(descriptor: int, parent: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     configure_logging()
     # The supervisor tells of the CA, once for everybody.
-    logging.getLogger("mitm_cache.ca.custody").setLevel(logging.CRITICAL)
+    logging.getLogger("mitm_cache.ca").setLevel(logging.CRITICAL)
     with socket.socket(fileno=descriptor) as line:
         work = channel.receive_work(line)
         if work is None:

@@ -209,6 +209,23 @@ def test_drafts_of_links(tree: Tree) -> None:
     assert tree.links.holds(HUB, APP, digest) is not None
 
 
+def test_folders_of_tags_that_left(tree: Tree) -> None:
+    """A tag of which nothing is known any more leaves no folder, and can be known again."""
+    digest = tree.put("a", 10, age=10)
+    link = tree.links.holds(HUB, APP, digest)
+    assert link is not None
+    one, other = Tag.parse("1"), Tag.parse("2")
+    for tag in (one, other):
+        tree.links.give(HUB, APP, tag, link)
+    tree.links.untag(HUB, APP, one)
+    folder = tree.root / "links" / HUB / str(APP) / "_tags"
+    (folder / "1").mkdir(exist_ok=True)
+    tree.sweep()
+    assert [path.name for path in folder.iterdir()] == ["2"]
+    tree.links.give(HUB, APP, one, link)
+    assert tree.links.tags(HUB, APP) == ["1", "2"]
+
+
 def test_one_sweeper(tree: Tree) -> None:
     """While another process sweeps, nothing happens; afterwards it does."""
     digest = tree.put("a", 1000, age=9000)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mitm_cache.cache.entry import Link
+from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.index import Index
-from mitm_cache.cache.links import Links
+from mitm_cache.cache.links import BATCH, Links
 from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_INDEX, OCI_MANIFEST, Accept
@@ -158,6 +158,31 @@ def test_unwritable(links: Links, tree: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written"):
         links.hold(HUB, APP, ONE)
     assert links.holds(HUB, APP, ONE.digest) is None
+
+
+def test_many(links: Links, emptied: Links, tree: Path) -> None:
+    """Many at once are held as each would be, more than are written at a time too, and no draft is left."""
+    mine = Link(ONE.digest, OCI_MANIFEST, 3, Origin.IMPORTED)
+    links.hold(HUB, APP, mine)
+    others = [Link(Digest.of(str(number).encode()), "a/b", number) for number in range(BATCH + 3)]
+    links.hold_all(HUB, APP, [ONE, TWO, *others])
+    links.hold_all(HUB, APP, [])
+    for found in (links, emptied):
+        assert [found.holds(HUB, APP, link.digest) for link in [TWO, *others]] == [TWO, *others]
+        assert found.holds(HUB, APP, ONE.digest) == mine
+    assert sum(path.is_file() for path in tree.rglob("*")) == len(others) + 2
+
+
+def test_many_that_cannot_be_written(links: Links, tree: Path) -> None:
+    """The error is the store's, and the index does not claim what is not on disk."""
+    (tree / HUB / str(APP) / "_digests" / TWO.digest.filename / "in the way").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be written"):
+        links.hold_all(HUB, APP, [ONE, TWO])
+    shutil.rmtree(tree)
+    tree.write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        links.hold_all(HUB, APP, [TWO])
+    assert links.holds(HUB, APP, TWO.digest) is None
 
 
 def test_unreadable(links: Links, tree: Path) -> None:

@@ -1,6 +1,7 @@
 """What leaves with an image, what stays, and what is left when a removal meets other work."""
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +11,16 @@ import pytest
 
 from mitm_cache.cache.catalog import Cached, Catalog
 from mitm_cache.cache.confirmed import Confirmed
-from mitm_cache.cache.entry import Link
+from mitm_cache.cache.entry import Link, Origin
+from mitm_cache.cache.evict import alone
+from mitm_cache.cache.pins import Pins
 from mitm_cache.cache.removal import Remover, plan
 from mitm_cache.demo.image import KIB, assemble, generate, layer
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_INDEX
 from mitm_cache.oci.reference import Repository, Tag
-from tests.stored import ACCEPT, REGISTRY, Stored
+from mitm_cache.registries import LOCAL
+from tests.stored import ACCEPT, DAY, HOUR, REGISTRY, Stored
 
 AMD = "linux/amd64"
 APP = Repository("team/app")
@@ -136,19 +140,128 @@ def test_what_comes_meanwhile(stored: Stored) -> None:
     assert stored.names() == ["quay.io/team/other:1"]
 
 
+def test_what_comes_after_the_plan(stored: Stored) -> None:
+    """An image that arrives when the last choice has been made keeps what it shares, and a name that comes back too."""
+    stored.put("team/app", "1", ONE)
+    rounds = []
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = named("quay.io/team/app:1")(catalog)
+        rounds.append(chosen)
+        if len(rounds) == 2:
+            stored.put("team/other", "1", OTHER)
+        return chosen
+
+    Remover(stored.layout).remove(choose)
+    assert len(rounds) == 2
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/other:1"))
+    assert stored.names() == ["quay.io/team/other:1"]
+
+
+def test_held_elsewhere_meanwhile(stored: Stored) -> None:
+    """The very image, pulled by another name between the choice and the removal, stays whole there."""
+    stored.put("team/app", "1", ONE)
+    rounds = []
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = named("quay.io/team/app:1")(catalog)
+        rounds.append(chosen)
+        if len(rounds) == 1:
+            stored.put("team/other", "1", ONE)
+        return chosen
+
+    removed = Remover(stored.layout).remove(choose)
+    assert (removed.blobs, removed.young) == (0, 0)
+    assert stored.names() == ["quay.io/team/other:1"]
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/other:1"))
+
+
+def test_pinned_meanwhile(stored: Stored) -> None:
+    """A pin counts until nobody else may set one."""
+    top = stored.put("team/app", "1", ONE)
+    before = stored.size()
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = [image for image in catalog.images if not image.pinned]
+        Pins(stored.layout.links).add(REGISTRY, APP, Tag("1"), top)
+        return chosen
+
+    assert Remover(stored.layout).remove(choose).images == ()
+    assert (stored.names(), stored.size()) == (["quay.io/team/app:1"], before)
+
+
+def test_used_meanwhile(stored: Stored) -> None:
+    """What is old when it is chosen and was used before it can leave does not."""
+    top = stored.put("team/app", "1", ONE, age=9 * DAY)
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = [image for image in catalog.images if (catalog.used(image) or 0) < time.time() - DAY]
+        stored.use(top, HOUR)
+        return chosen
+
+    assert Remover(stored.layout).remove(choose).images == ()
+    assert stored.names() == ["quay.io/team/app:1"]
+
+
+def test_evicted_meanwhile(stored: Stored) -> None:
+    """What a sweep has removed since the choice is no part of what is removed."""
+    stored.put("team/app", "1", ONE)
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = named("quay.io/team/app:1")(catalog)
+        for digest in list(stored.blobs.names()):
+            stored.blobs.remove(digest)
+        return chosen
+
+    removed = Remover(stored.layout).remove(choose)
+    assert (removed.images, removed.blobs, removed.freed) == ((), 0, 0)
+
+
+def test_others_may_sweep(stored: Stored) -> None:
+    """While the catalog is read nobody is kept waiting; who chooses for the last time is alone."""
+    stored.put("team/app", "1", ONE)
+    free = []
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        with alone(stored.layout.evicting) as mine:
+            free.append(mine)
+        return catalog.images
+
+    Remover(stored.layout).remove(choose)
+    assert (free, stored.names()) == ([True, False], [])
+
+
+def test_what_the_local_registry_holds(stored: Stored) -> None:
+    """What was pushed and is no part of an image yet is not for others to remove; a name that leaves takes its own."""
+    stored.put("team/app", "1", ONE)
+    mine = Link(Digest.parse(LEFT.content.digest), "application/octet-stream", LEFT.content.size, Origin.LOCAL)
+    stored.links.hold(LOCAL, APP, mine)
+    Remover(stored.layout).remove(named("quay.io/team/app:1"), strays=True)
+    assert links(stored) == {f"local/team/app/_digests/{mine.digest.filename}"}
+    assert list(stored.blobs.names()) == [mine.digest]
+    stored.put("team/app", "1", OTHER, registry=LOCAL, origin=Origin.LOCAL)
+    for path in (stored.layout.links / LOCAL).rglob("*"):
+        os.utime(path, (0, 0))  # no push counts on it
+    Remover(stored.layout).remove(named("local/team/app:1"))
+    assert list(stored.blobs.names()) == [mine.digest]
+
+
 def test_one_at_a_time(stored: Stored) -> None:
     """It waits for a sweep that goes on."""
     stored.put("team/app", "1", ONE)
-    chosen = threading.Event()
+    rounds = [threading.Event(), threading.Event()]
+    waiting = iter(rounds)
 
     def choose(catalog: Catalog) -> list[Cached]:
-        chosen.set()
+        next(waiting).set()
         return catalog.images
 
     with stored.layout.evicting.open("w") as sweep:
         fcntl.flock(sweep, fcntl.LOCK_EX)
         work = threading.Thread(target=Remover(stored.layout).remove, args=[choose])
         work.start()
-        assert not chosen.wait(0.2)
+        assert rounds[0].wait(10)
+        assert not rounds[1].wait(0.2)
+        assert stored.names() == ["quay.io/team/app:1"]
     work.join()
-    assert (chosen.is_set(), stored.names()) == (True, [])
+    assert (rounds[1].is_set(), stored.names()) == (True, [])

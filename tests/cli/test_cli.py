@@ -194,6 +194,16 @@ def test_hosts_of_a_configuration(data: str, tmp_path: Path) -> None:
         assert all(re.fullmatch(r"[a-z0-9.-]*[a-z][a-z0-9.-]*", name) for name in line[1:])
 
 
+def test_the_registry_of_ones_own(data: str, tmp_path: Path) -> None:
+    """Nodes are told of its names, but `localhost` stays their own, and `local` is no host."""
+    (tmp_path / "config.toml").write_text('[local]\nnames = ["localhost:5000", "registry.lan", "mine/"]\n')
+    names = [name for line in hosts(data) for name in line[1:]]
+    assert "registry.lan" in names
+    assert not {"local", "localhost", "mine"} & set(names)
+    document = json.loads(invoke(*shlex.split(data), "example", "daemon-json").output)
+    assert document["insecure-registries"][-2:] == ["localhost:5000", "registry.lan"]
+
+
 def test_hosts_of_two_ports(data: str, tmp_path: Path) -> None:
     """Two registries on one host are one name: a hosts entry holds no port."""
     (tmp_path / "config.toml").write_text('[registries."r.example:1"]\n[registries."r.example:2"]\n')

@@ -218,6 +218,8 @@ def test_a_link_stays_a_link(run: Run, root: Path) -> None:
         ("docker --cache 10.0.0.5 --ca /nowhere", 1, "--ca /nowhere cannot be read"),
         ("docker --cache 10.0.0.5 --ca /etc/hostname", 1, "is not one certificate"),
         ("docker --file x", 2, "--file is for kind and k3d"),
+        ("docker --local localhost:5000 --way mirror --cache 10.0.0.5", 1, "--local is for kind and k3d"),
+        ("kind --local app --cache 10.0.0.5", 1, "is not what an image's name begins with"),
         ("docker --cluster x", 2, "--cluster is for kind"),
         ("kind --way hosts --cache 10.0.0.5", 1, "--way hosts is not for kind"),
     ],
@@ -345,6 +347,26 @@ def test_files_for_new_clusters(run: Run, root: Path) -> None:
     assert snapshot(root) == before
 
 
+@pytest.mark.parametrize("given", ["--local localhost:5000", ""], ids=["given", "by the configuration"])
+def test_the_local_registry_in_new_clusters(run: Run, root: Path, tmp_path: Path, given: str) -> None:
+    """Its names are led to the cache, and told; a second set-up without them takes that out, the undo everything."""
+    before = snapshot(root)
+    settings = tmp_path / "config.toml"
+    for target in ("kind", "k3d"):
+        settings.write_text("" if given else '[local]\nnames = ["localhost:5000", "mine/"]\n')
+        said = run(f"{target} --cache cache {given} --file /srv/{target}.yaml")
+        hosting = root / f"srv/{target}-hosting.yaml"
+        assert f"kubectl apply -f /srv/{target}-hosting.yaml" in said
+        assert 'host: "localhost:5000"' in hosting.read_text()
+        assert ("localhost:5000:" in (root / "srv/k3d.yaml").read_text()) if target == "k3d" else True
+        settings.write_text("")
+        run(f"{target} --cache cache --file /srv/{target}.yaml")
+        assert not hosting.exists()
+    assert not (root / "srv/kind-certs.d/localhost:5000").exists()
+    run("--undo")
+    assert snapshot(root) == before
+
+
 # The node's commands run here, with an /etc of the node's own; it stands for `docker exec` alone.
 _STAND_IN = """#!/bin/sh
 case $1 in
@@ -394,6 +416,27 @@ def test_a_cluster_that_runs(
     assert node.names("/etc/containerd/certs.d") == ()
     assert snapshot(root) == before
     assert "runs no node of a kind cluster 'c2'" in run("kind --cluster c2 --cache 10.0.0.5", 1)
+
+
+@needs_root()
+@needs_tool("unshare", package="util-linux")
+def test_the_local_registry_in_a_cluster_that_runs(
+    run: Run, root: Path, tool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control plane gets what kubectl applies there, and the command that does it is told."""
+    monkeypatch.setenv("PATH", f"{tool}:{os.environ['PATH']}")
+    before = snapshot(root)
+    node = Container("docker", "c1-control-plane")
+    node.write("/etc/kubernetes/admin.conf", "")
+    path = "/etc/kubernetes/local-registry-hosting.yaml"
+    said = run("kind --cluster c1 --cache 10.0.0.5 --local localhost:5000")
+    assert f"docker exec c1-control-plane kubectl --kubeconfig /etc/kubernetes/admin.conf apply -f {path}" in said
+    assert "local-registry-hosting" in (node.read(path) or "")
+    assert 'server = "http://10.0.0.5:5000"' in (node.read("/etc/containerd/certs.d/localhost:5000/hosts.toml") or "")
+    run("kind --undo")
+    assert node.read(path) is None
+    assert node.names("/etc/containerd/certs.d") == ()
+    assert snapshot(root) == before
 
 
 def test_no_tool_for_a_cluster(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

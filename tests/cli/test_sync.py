@@ -1,7 +1,10 @@
 """What `mitm-cache pull` and `sync` say, and refuse to do."""
 
 import os
+import pty
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +93,31 @@ def test_the_line_of_progress() -> None:
         r"2 of 3 images, 1\.0 MiB of 4\.0 MiB, [0-9.]+ [KM]?i?B/s, [0-9]+ s left, 2 failed", line(progress)
     )
     assert "time left unknown" in line(Progress(images=1))
+
+
+def test_on_a_terminal(cache: Cache, upstream: LyingUpstream) -> None:
+    """A bar shows images, bytes and the time that is left, and leaves only the report behind."""
+    gate = upstream.gate()
+    upstream.lie("object", gate.hold_after(KIB))
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "mitm_cache", "--config", str(cache.file), "pull", f"{HOST}/{NAME}:1"]
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, env=environ) as process:
+        os.close(terminal)
+        shown = b""
+        # The bar is drawn again and again while the gate is shut.
+        while not re.search(rb"0 of 1 images [^\r]*[0-9.]+/[0-9.]+ kB[^\r]*:[0-9-]{2}", shown):
+            shown += os.read(screen, 4096)
+        gate.release()
+        try:
+            while piece := os.read(screen, 4096):
+                shown += piece
+        except OSError:
+            pass  # Linux says so where nobody has the other end open any more
+        assert process.stdout is not None
+        report = process.stdout.read()
+    os.close(screen)
+    assert process.returncode == 0
+    assert shown.rstrip().endswith(b"\x1b[2K")  # the line is wiped
+    assert report.startswith(f"new      {HOST}/{NAME}:1  ".encode())
+    assert b"\x1b" not in report

@@ -5,11 +5,13 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mitm_cache.listening import bind
 from mitm_cache.parsing import Endpoint
+from mitm_cache.proxy.peek import holds
 from tests.proxy.doors import Doors
 from tests.proxy.raw import LISTENERS, dial, request
 
@@ -97,3 +99,52 @@ async def test_abort_drops_what_is_buffered() -> None:
         with socket.create_connection(server.sockets[0].getsockname()):
             async with asyncio.timeout(5):
                 await ended
+
+
+async def test_what_a_reader_holds_can_be_told() -> None:
+    """`StreamReader._buffer` is what has come and has not been read. As long as there is some, reading may resume a
+    transport that we have paused; without any it does not."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transport: Any = writer.transport
+        await reader.readexactly(1)
+        buffer: bytearray = reader._buffer  # type: ignore[attr-defined]  # it is what this test is about
+        while len(buffer) <= 2 * 65536:  # noqa: ASYNC110 - nobody tells; from there on it pauses by itself
+            await asyncio.sleep(0)
+        transport.pause_reading()
+        while holds(reader):
+            await reader.read(65535)
+            transport.pause_reading()
+        waiting = asyncio.get_running_loop().create_task(reader.read(1))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not transport.is_reading()
+        assert not waiting.done()
+        # Others may wait for the same socket by another descriptor.
+        mine = writer.get_extra_info("socket").dup()
+        assert mine.gettimeout() == 0
+        came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(mine, came.set_result, None)
+        await came
+        asyncio.get_running_loop().remove_reader(mine)
+        assert mine.recv(1 << 20)
+        mine.close()
+        transport.resume_reading()
+        await waiting
+        transport.abort()
+        ended.set_result(None)
+
+    def send(address: tuple[str, int]) -> None:
+        with socket.create_connection(address) as wire:
+            try:
+                while True:
+                    wire.sendall(bytes(1 << 20))
+            except OSError:
+                pass
+
+    async with await asyncio.start_server(accept, sock=bind("clear", Endpoint("127.0.0.1", 0))) as server:
+        sending = asyncio.to_thread(send, server.sockets[0].getsockname())
+        async with asyncio.timeout(20):
+            await sending
+            await ended

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 import pytest
+from h11._readers import ChunkedReader, ContentLengthReader
+from h11._receivebuffer import ReceiveBuffer
 from mitmproxy import flow as mitmproxy_flow
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
@@ -21,6 +24,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, SendHtt
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestData,
+    RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
     ResponseEndOfMessage,
@@ -37,6 +41,7 @@ from mitmproxy.tls import TlsData
 from OpenSSL import SSL
 
 from mitm_cache.proxy.engine import Engine
+from mitm_cache.proxy.peek import holds
 
 GET = b"GET /v2/ HTTP/1.1\r\nHost: quay.io\r\n\r\n"
 
@@ -556,3 +561,95 @@ async def test_a_hook_that_raises_is_swallowed(engine: Engine) -> None:
     flow = http.HTTPFlow(Client(peername=("", 0), sockname=("", 0)), None)  # type: ignore[arg-type]
     await engine.master.addons.handle_lifecycle(HttpRequestHook(flow))
     assert flow.response is None
+
+
+# --- receiving ---------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_meanwhile_waits_in_the_stream(context: Context) -> None:
+    """While our hook on a head is not answered, the body's events are kept in `_paused_event_queue`, in order; the end
+    is noted by `request_done` and the state `wait`, and a body that is taken out of there is nobody else's."""
+
+    class Held1(HttpStream):
+        def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
+            self.client_state = self.state_errored
+            yield Held()
+
+    top = _layer(context, Held1)
+    driven = Driven(top).receive(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\na").receive(b"bc")
+    http1 = top.connections[context.client]
+    assert isinstance(http1, Http1Server)
+    waiting = top.streams[1]._paused_event_queue
+    assert [event.data for event in waiting if isinstance(event, RequestData)] == [b"a", b"bc"]
+    assert (http1.request_done, http1.state) == (False, http1.read_body)
+    driven.receive(b"dGET")
+    assert isinstance(waiting[-1], RequestEndOfMessage)
+    assert (http1.request_done, http1.state, bytes(http1.buf)) == (True, http1.wait, b"GET")
+
+
+def test_the_readers_of_bodies(context: Context) -> None:
+    """`_remaining` and `_bytes_in_chunk` are what h11's readers wait for: less of it may be shown to them, and both are
+    called with a buffer, give Data, EndOfMessage or None, and take all that is of the body."""
+    server = Http1Server(context)
+    list(server.handle_event(events.Start()))
+    list(server.handle_event(events.DataReceived(context.client, b"PUT / HTTP/1.1\r\nContent-Length: 9\r\n\r\n1")))
+    reader = server.body_reader
+    assert isinstance(reader, ContentLengthReader)
+    assert (reader._remaining, bytes(server.buf)) == (8, b"")
+    reader._remaining -= 7
+    server.buf += b"9GET"
+    assert isinstance(reader(server.buf), h11.Data)
+    assert isinstance(reader(server.buf), h11.EndOfMessage)
+    assert bytes(server.buf) == b"GET"
+
+    chunked = ChunkedReader()
+    assert chunked._bytes_in_chunk == 0
+    buffer = ReceiveBuffer()
+    buffer += b"a\r\n1"
+    assert isinstance(chunked(buffer), h11.Data)
+    assert chunked._bytes_in_chunk == 9
+    chunked._bytes_in_chunk -= 8
+    buffer += b"0\r\n0\r\nX: y\r\n\r\nGET"
+    assert isinstance(chunked(buffer), h11.Data)
+    end = chunked(buffer)
+    assert isinstance(end, h11.EndOfMessage)
+    assert bytes(buffer) == b"GET"
+
+
+async def test_who_waits_for_the_event_lock_is_served_in_order(engine: Engine) -> None:
+    """Hooks are begun while `_server_event_lock` is held, so what the handler has read may still wait for it. It is an
+    asyncio.Lock: whoever asks for it afterwards gets it when that has been handed on."""
+    seen: list[bytes] = []
+
+    class Listening(layer.Layer):
+        def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+            if isinstance(event, events.DataReceived):
+                seen.append(event.data)
+            elif isinstance(event, events.ConnectionClosed):
+                yield commands.CloseConnection(event.connection)
+
+    async with Pipe() as pipe:
+        mode = ProxyMode.parse("regular")
+        handler = ProxyConnectionHandler(engine.master, pipe.reader, pipe.writer, engine.master.options, mode)
+        handler.layer = Listening(handler.layer.context)
+        transport: Any = pipe.writer.transport
+        assert isinstance(handler._server_event_lock, asyncio.Lock)
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(handler.handle_client())
+            await asyncio.sleep(0)
+            async with handler._server_event_lock:
+                pipe.client[1].write(b"first")
+                while not handler._server_event_lock._waiters:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0)
+                assert not holds(pipe.reader), "the handler has taken it, and waits"
+                transport.pause_reading()
+            async with handler._server_event_lock:
+                assert seen == [b"first"]
+            pipe.client[1].write(b"second")
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert seen == [b"first"], "a paused transport is read from"
+            transport.resume_reading()
+            pipe.client[1].close()
+            await serving
+        assert b"".join(seen) == b"firstsecond"

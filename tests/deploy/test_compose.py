@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from mitm_cache.config import LISTENERS, PORTS, SYSTEM_DATA, SYSTEM_FILE
+from mitm_cache.config import load as configuration
 from tests.deploy import containerfile
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+LOCAL = ROOT / "docs" / "local.md"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -80,6 +84,48 @@ def test_kind_is_the_same_service() -> None:
     assert all(set(service) == {"networks"} for service in override["services"].values())
     assert override["networks"] == {"kind": {"external": True}}
     assert override["services"]["cache"]["networks"] == ["default", "kind"]
+
+
+def test_the_one_for_clusters_is_as_safe(service: dict[str, Any]) -> None:
+    """It differs in what is reached from where, and in the registry of one's own; in nothing that protects."""
+    document = load("compose.local.yaml")
+    local = document["services"]["cache"]
+    other = {"ports", "networks", "container_name", "environment", "group_add", "volumes"}
+    assert {key: value for key, value in local.items() if key not in other} == {
+        key: value for key, value in service.items() if key not in other
+    }
+    assert local["ports"] == [f"127.0.0.1:{PORTS['mirror'][0]}:{PORTS['mirror'][0]}"]
+    assert set(local["networks"]) == set(document["networks"])
+    assert f"data:{SYSTEM_DATA}" in local["volumes"]
+
+
+def test_its_names_are_what_it_is_called(tmp_path: Path) -> None:
+    """The configuration that it sets loads; the names are where it is published, and what the nodes call it."""
+    local = load("compose.local.yaml")["services"]["cache"]
+    config = configuration(file=Path("/dev/null"), environ=local["environment"] | {"HOME": str(tmp_path)})
+    registry = config.known.named("local")
+    assert registry is not None
+    port = PORTS["mirror"][0]
+    assert registry.hosts == (f"localhost:{port}", f"{local['container_name']}:{port}")
+    socket = config.local.daemon.removeprefix("unix://")
+    assert f"{socket}:{socket}" in local["volumes"]
+
+
+def test_the_line_in_the_documentation_is_the_same() -> None:
+    """docs/local.md runs it by one command: the same settings, volumes and network."""
+    (found,) = re.findall(r"^docker run .*?mitm-cache\n(?=```)", LOCAL.read_text(), re.MULTILINE | re.DOTALL)
+    words = shlex.split(found)
+    given = [(flag, value) for flag, value in pairwise(words) if flag.startswith("--")]
+    local = load("compose.local.yaml")["services"]["cache"]
+    assert {value for flag, value in given if flag == "--env"} == {
+        f"{name}={value}" for name, value in local["environment"].items()
+    }
+    assert {value for flag, value in given if flag == "--volume"} == {
+        each.replace("data:", "mitm-cache:") for each in local["volumes"]
+    }
+    assert ("--publish", local["ports"][0]) in given
+    assert ("--name", local["container_name"]) in given
+    assert ("--network", local["networks"][0]) in given
 
 
 def test_the_build_gets_no_secret() -> None:

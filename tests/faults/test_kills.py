@@ -38,8 +38,8 @@ CLIENTS = 8
 class Service:
     """The product, started again whenever its supervisor has been killed."""
 
-    def __init__(self, data: Path, upstream: LyingUpstream, workers: int) -> None:
-        self._data, self._upstream, self._workers = data, upstream, workers
+    def __init__(self, data: Path, upstream: LyingUpstream, workers: int, more: str = "") -> None:
+        self._data, self._upstream, self._more = data, upstream, CREW.format(workers) + more
         self._stack = ExitStack()
         self.restarts: list[float] = []
         """Seconds from the start of the program to the last byte of a HIT."""
@@ -47,9 +47,7 @@ class Service:
 
     def start(self) -> None:
         self._stack = ExitStack()
-        self.served: Process = self._stack.enter_context(
-            process(self._data, self._upstream, more=CREW.format(self._workers))
-        )
+        self.served: Process = self._stack.enter_context(process(self._data, self._upstream, more=self._more))
         self.place = Place.of(self.served)
 
     def restart(self, hit: tuple[str, int] | None) -> None:
@@ -73,8 +71,8 @@ class Service:
 
 
 @contextmanager
-def service(data: Path, upstream: LyingUpstream, workers: int = 2) -> Iterator[Service]:
-    running = Service(data, upstream, workers)
+def service(data: Path, upstream: LyingUpstream, workers: int = 2, more: str = "") -> Iterator[Service]:
+    running = Service(data, upstream, workers, more)
     try:
         yield running
     finally:

@@ -1,6 +1,7 @@
 """`mitm-cache pull` and `sync` beside registries that count what they are asked."""
 
 import json
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from mitm_cache.cli import main
 from mitm_cache.demo.access import Access
 from mitm_cache.demo.image import INDEX, KIB, assemble, generate, layer
+from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.serving import in_thread, process
 
@@ -274,3 +276,15 @@ def test_clients_that_wait_share_the_download(cache: Cache, upstream: LyingUpstr
     objects = [record.path for record in upstream.requests.select(kind="object", method="GET")]
     assert len(objects) == len(set(objects)) == len(IMAGE.blobs)
     assert links(cache, "_digests") == {"synced"}
+
+
+@pytest.mark.parametrize("kind", ["tag", "manifest", "blob", "object"])
+def test_a_registry_that_wants_a_pause(cache: Cache, upstream: LyingUpstream, kind: str) -> None:
+    """Who is told to come back later does not come before that, and has it all in the end."""
+    lie = upstream.lie(kind, faults.refuse(429, "TOOMANYREQUESTS", {"Retry-After": "3"}), times=1)
+    began = time.monotonic()
+    report = cache.report("pull", f"{HOST}/{NAME}:1")
+    assert lie.told == 1
+    assert time.monotonic() - began >= 3  # more than the second that would be waited otherwise
+    assert cache.blobs() == everything()
+    assert report["images"][0]["state"] == "new"

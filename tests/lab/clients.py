@@ -93,6 +93,14 @@ class Skopeo(_Logins):
         config = json.loads(manifest).get("config", {}).get("digest", "")
         return Arrived(f"sha256:{hashlib.sha256(manifest).hexdigest()}", config)
 
+    def push(self, source: str, target: str, *, creds: str = "") -> str:
+        """Copy any of skopeo's sources, all platforms of it as they are; the digest that it has told the registry."""
+        self._folder.mkdir(exist_ok=True)  # what it remembers of the last push is used in the next
+        told = self._folder / "pushed"
+        flags = ["--preserve-digests", "--all", f"--digestfile={told}", *([f"--dest-creds={creds}"] if creds else [])]
+        self._host.run("skopeo", "copy", "--quiet", *flags, source, f"docker://{target}", env=self._auth())
+        return told.read_text().strip()
+
     def wipe(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
@@ -116,6 +124,14 @@ class Podman(_Logins):
         flags = [*([f"--creds={creds}"] if creds else []), *([f"--platform={platform}"] if platform else [])]
         self._run("pull", "--quiet", *flags, reference)
         return self._arrived(reference)
+
+    def push(self, source: str, target: str, *, creds: str = "") -> str:
+        """Push an image out of a folder, of this machine's platform; the digest that it has told the registry."""
+        image = self._run("pull", "--quiet", source).split()[-1]
+        told = self._folder / "pushed"
+        flags = [f"--digestfile={told}", *([f"--creds={creds}"] if creds else [])]
+        self._run("push", "--quiet", *flags, image, f"docker://{target}")
+        return told.read_text().strip()
 
     def _arrived(self, reference: str) -> Arrived:
         (seen,) = json.loads(self._run("image", "inspect", reference))

@@ -47,7 +47,7 @@ class _Daemon:
         self.wipe()
 
     def _ctr(self, *arguments: str) -> str:
-        return self._host.run(CTR, "-a", f"{self._folder}/socket", *arguments).out
+        return self._host.run(CTR, "-a", f"{self._folder}/socket", *arguments, timeout=300).out
 
     def _ensure(self) -> None:
         if self._daemon is not None:
@@ -94,6 +94,11 @@ class Ctr(_Daemon):
         self._ensure()
         self._ctr("images", "import", "--no-unpack", *flags, str(path))
         return self._arrived(reference)
+
+    def push(self, reference: str, *flags: str, creds: str = "") -> None:
+        """`ctr images push` of what it has by this name."""
+        login = ["--user", creds] if creds else []
+        self._ctr("images", "push", "--hosts-dir", _HOSTS, *flags, *login, reference)
 
     def save(self, path: Path, reference: str, *flags: str) -> None:
         """`ctr images export`."""

@@ -30,7 +30,8 @@ class Docker:
 
     def _docker(self, *arguments: str, command: str = "docker", text: str = "", **env: str) -> Ran:
         own = {"DOCKER_CONFIG": str(self._folder / "cli"), **env}
-        return self._host.run(command, "-H", f"unix://{self._folder}/socket", *arguments, env=own, text=text)
+        whole = (command, "-H", f"unix://{self._folder}/socket", *arguments)
+        return self._host.run(*whole, env=own, text=text, timeout=300)
 
     def _ready(self, reference: str, creds: str) -> None:
         """Start dockerd if it does not run, and leave a login as `docker login` does, unless that was used itself."""
@@ -73,10 +74,37 @@ class Docker:
         assert len(digests) == 1, f"{reference} has {digests}"
         return Arrived(digests.pop(), seen["Id"])
 
-    def push(self, reference: str, target: str) -> None:
-        """Push a pulled image under another name, with the login of its pull."""
+    @property
+    def socket(self) -> Path:
+        """Where its API answers."""
+        return self._folder / "socket"
+
+    def build(self, reference: str, content: bytes, *, buildkit: bool = False) -> str:
+        """`docker build` of an image with one file; the image's id."""
+        self._ready(reference, "")
+        context = self._folder / "context"
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text("FROM scratch\nCOPY content /\n")
+        (context / "content").write_bytes(content)
+        way = "1" if buildkit else "0"
+        self._docker("build", "-t", reference, str(context), command=BUILDKIT_COMMAND, DOCKER_BUILDKIT=way)
+        return self._docker("image", "inspect", "--format={{.Id}}", reference).out.strip()
+
+    def push_built(self, reference: str) -> None:
+        """`docker push` of what was built under this name."""
+        self._docker("push", "--quiet", reference)
+
+    def push(self, reference: str, target: str, *, creds: str = "") -> None:
+        """Push an image that it has under another name, with the login of its pull unless another is given."""
+        if creds:
+            self._ready(target, creds)
         self._docker("tag", reference, target)
         self._docker("push", "--quiet", target)
+
+    def load(self, path: Path) -> None:
+        """`docker load` of an archive."""
+        self._ready("", "")
+        self._docker("load", "--quiet", "--input", str(path))
 
     def save(self, reference: str, path: Path) -> None:
         """`docker save` of a pulled image."""

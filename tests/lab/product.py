@@ -10,7 +10,8 @@ from tests.lab.lab import ROOT, Lab
 from tests.lab.process import Process, wait_until
 
 Event = Mapping[str, object]
-Section = Mapping[str, object]
+Section = Mapping[str, object] | list[Mapping[str, object]]
+"""A table, or the rows of one (`policy`)."""
 
 TLS, CLEAR, MIRROR = 443, 80, 5000
 OWN = "registry.lan"
@@ -21,12 +22,20 @@ MIRROR_URL = f"http://{network.CACHE}:{MIRROR}"
 def toml(settings: Mapping[str, object], above: str = "") -> str:
     """Settings as TOML: values first, then tables and what is below them."""
     plain = {key: value for key, value in settings.items() if not isinstance(value, Mapping)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    lines = [f"{key} = {_value(value)}" for key, value in plain.items()]
     for key, value in settings.items():
         if isinstance(value, Mapping):
             name = f"{above}{json.dumps(key)}"
             lines.append(f"[{name}]\n{toml(value, f'{name}.')}")
     return "\n".join(lines)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value)
 
 
 class Product:
@@ -53,7 +62,9 @@ class Product:
             "log": {"format": "json"},
         }
         for name, section in (sections or {}).items():
-            self.settings[name] = {**dict(self.settings.get(name, {})), **section}  # type: ignore[call-overload]
+            here = self.settings.get(name, {})
+            both = isinstance(section, Mapping) and isinstance(here, Mapping)
+            self.settings[name] = {**here, **section} if both else section  # type: ignore[dict-item]
         self.process: Process | None = None
 
     def start(self) -> "Product":

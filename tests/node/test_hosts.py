@@ -8,7 +8,7 @@ from mitm_cache.errors import ConfigError
 from mitm_cache.node.hosts import HOSTS
 from mitm_cache.node.lines import BEGIN, END
 from mitm_cache.node.plan import plan
-from mitm_cache.registries import TABLE
+from mitm_cache.registries import TABLE, Known, Registry
 from tests.node.memory import CA, Memory, planned, settings, steps
 
 UBUNTU = """127.0.0.1 localhost
@@ -78,6 +78,13 @@ def test_the_store_of_each_family(files: dict[str, str], folder: str, command: s
     made = plan(settings("hosts"), Memory(files))
     assert {change.path: change.text for change in made.changes}[f"{folder}/mitm-cache.crt"] == CA.pem
     assert steps(made) == {command}
+
+
+def test_the_registry_of_ones_own() -> None:
+    """Its names lead to the cache like others; `localhost` is nobody else's, and `local` is no host."""
+    known = Known([Registry("local", "localhost:5000", aliases=("registry.lan:5000", "10.0.0.5:5000"))])
+    texts, _ = planned(settings("hosts", known=known), {HOSTS: "127.0.0.1 localhost\n"})
+    assert block(texts[HOSTS]) == {"docker.proxy": ["10.0.0.5"], "registry.lan": ["10.0.0.5"]}
 
 
 def test_no_store() -> None:

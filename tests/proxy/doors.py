@@ -38,10 +38,11 @@ from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept
 from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Listeners
+from mitm_cache.proxy.receive import Local, Receive
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.pull_through.knowledge import Knowledge
-from mitm_cache.registries import TABLE, Known
+from mitm_cache.registries import LOCAL, TABLE, Known, Registry
 from mitm_cache.relay import Relay
 from mitm_cache.rights import Verdicts
 from mitm_cache.upstream.breaker import Breaker
@@ -55,6 +56,7 @@ from tests.serving import Log
 
 HUB = "docker.io"
 REPOSITORY = "team/app"
+LOCAL_HOST = "registry.local"
 
 
 class Unreachable(Client):
@@ -110,19 +112,22 @@ class Doors:
         stall: float = STALL_SECONDS,
         listeners: type[Listeners] = Listeners,
         journal: Journal | None = None,
+        local: Local | None = None,
     ) -> None:
-        """`error`: what every attempt to go upstream raises; `stall`: seconds that a client may take nothing."""
+        """`error`: what every attempt to go upstream raises; `stall`: seconds that a client may take nothing, or send
+        nothing of a body; `local`: who receives pushes to `registry.local`."""
         self.data = data
         self.log = Log()
         self.upstream = Unreachable(error)
         self.authority = CertificateAuthority.ensure(
-            data / "ca", permitted=[host for each in TABLE for host in each.names], now=now()
+            data / "ca", permitted=[*(host for each in TABLE for host in each.names), LOCAL_HOST], now=now()
         )
         self.ca_file = self.authority.certificate_path
         self.layout = open_layout(data)
         self.blobs = Blobs(self.layout.blobs)
         self.spool = Spool(self.layout.spool, self.blobs)
-        self._clock, self._stall = clock, stall
+        self._clock, self._stall, self._local = clock, stall, local
+        self.registries = Known([*TABLE, Registry(LOCAL, LOCAL_HOST)] if local is not None else TABLE)
         self.journal = journal or Journal()
         self.journal.add(self._note)
         self._sockets = [(name, bind(name, Endpoint("127.0.0.1", 0))) for name in ("tls", "clear", "mirror")]
@@ -131,7 +136,7 @@ class Doors:
         self.listeners = listeners(sockets=self._sockets, clients=everybody, journal=self.journal)
         self.intercept = Intercept(
             authority=self.authority,
-            names=[host for each in TABLE for host in each.names],
+            names=[*(host for each in TABLE for host in each.names), LOCAL_HOST],
             journal=self.journal,
             listeners=self.listeners.listener,
             clock=clock,
@@ -192,12 +197,16 @@ class Doors:
                 stack.callback(leg.close)
                 known = Knowledge.open(self.layout, index, Verdicts(index))
                 pull_through = PullThrough(known=known, spool=self.spool, policy=Policy(()), leg=leg, ttl=0)
-                registries = Known(TABLE)
+                registries = self.registries
                 door = Door(known=registries, journal=self.journal, via="doors", ways=self.listeners.ways)
                 relay = Relay(leg=leg, links=known.links, pushed=known.pushed, policy=Policy(()))
                 serve = Serve(pull_through=pull_through, relay=relay, door=door, proxyserver=engine.proxyserver)
                 pump = Pump(engine.proxyserver, reads, stall=self._stall)
                 engine.add(self.listeners, self.intercept, serve, pump)
+                if self._local is not None:
+                    receive = Receive(proxyserver=engine.proxyserver, serve=serve, local=self._local, stall=self._stall)
+                    stack.callback(receive.close)
+                    engine.add(receive)
                 front = Front(known=registries, connect_ports=(443,), dial=leg.dial, journal=self.journal)
                 self.listeners.join(
                     master=engine.master,

@@ -90,3 +90,18 @@ def test_any_target(tail: str, by_host: Registry | None) -> None:
 def test_other_paths(target: str) -> None:
     """Only the registry API is a mirror's."""
     assert not is_registry_path(target)
+
+
+@pytest.mark.parametrize(
+    ("space", "found"),
+    [("localhost", True), ("localhost:5000", True), ("localhost:5001", False), ("quay.io:5000", False)],
+)
+def test_a_local_name_with_the_mirrors_own_port(space: str, found: bool) -> None:
+    """Images at a mirror that is not on a usual port have its port in their names; other registries' names do not."""
+    local = Registry("local", "localhost")
+    known = Known([DOCKER_HUB, QUAY, local])
+    if found:
+        assert resolve(f"/v2/a/manifests/1?ns={space}", None, known, 5000).registry == local
+    else:
+        with pytest.raises(ClientError, match=space):
+            resolve(f"/v2/a/manifests/1?ns={space}", None, known, 5000)

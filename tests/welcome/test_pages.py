@@ -71,6 +71,26 @@ def walk(page: str) -> Walk:
     return parser
 
 
+class TestImagesOfOnesOwn:
+    """What the page tells of the local registry; tools that push show its address where they fail."""
+
+    def test_none(self, facts: Facts) -> None:
+        assert "Images of your own" not in first_page(facts)
+
+    def test_every_name(self, facts: Facts) -> None:
+        """The first of them in the line to copy; and by path, which is always there at the mirror."""
+        local = Registry("local", "localhost:5000", aliases=("registry.lan",), prefix="mine")
+        page = first_page(replace(facts, known=Known([*TABLE, local])))
+        for name in ("localhost:5000", "registry.lan", "192.0.2.10:5000/mine", "192.0.2.10:5000/local"):
+            assert f"    {name}\n" in page
+        assert "docker push localhost:5000/app:1" in page
+
+    def test_a_prefix_alone(self, facts: Facts) -> None:
+        local = Registry("local", "local", prefix="mine")
+        page = first_page(replace(facts, known=Known([*TABLE, local])))
+        assert "docker push 192.0.2.10:5000/mine/app:1" in page
+
+
 class TestFirstPage:
     def test_html(self, welcome: Welcome) -> None:
         """A browser gets well-formed HTML without script, whose links all lead to something that is here."""

@@ -1,0 +1,48 @@
+"""Work in threads that whoever waits for it is cancelled of."""
+
+import asyncio
+import threading
+
+import pytest
+
+from mitm_cache.errors import StoreError
+from mitm_cache.local.threads import Threads
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_is_cancelled_goes_on_after_the_work(fails: bool) -> None:
+    """What the work uses, such as the lock of an upload, is let go of when it has ended, not before."""
+    threads, begun, may_end, ended = Threads(), threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(20)
+        ended.append(True)
+        if fails:
+            raise StoreError("the disk is full")
+
+    async def wait() -> None:
+        try:
+            await threads.run(work)
+        finally:
+            assert ended
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(wait())
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_end.set)
+    assert task.cancelled()
+    threads.close()
+
+
+async def test_a_failure_is_raised() -> None:
+    """As it is, to who waits."""
+    threads = Threads()
+
+    def fail() -> None:
+        raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="full"):
+        await threads.prove(fail)
+    threads.close()
