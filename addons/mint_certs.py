@@ -10,6 +10,7 @@ from mitm_cache.ca.custody import Custody
 from mitm_cache.ca.given import GivenCertificate
 from mitm_cache.embed import Job
 from mitm_cache.proxy.guest import GuestIntercept
+from mitm_cache.proxy.intercept import LocalNames
 
 
 class Minting(Job):
@@ -30,8 +31,9 @@ class Minting(Job):
                 journal=self.shared.journal,
                 listeners=lambda connection: ways[connection].listener if connection in ways else "tls",
                 clock=_now,
-                given=GivenCertificate.open(config.local.cert, config.local.key, hosts),
-                local=hosts,
+                local=LocalNames(
+                    hosts, config.clear_names(), GivenCertificate.open(config.local.cert, config.local.key, hosts)
+                ),
             )
         )
 

@@ -26,7 +26,7 @@ from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
-from mitm_cache.proxy.intercept import Intercept
+from mitm_cache.proxy.intercept import Intercept, LocalNames
 from mitm_cache.proxy.layer import DeliveryLayer
 from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.receive import Receive
@@ -116,8 +116,7 @@ class App:
                 journal=self.journal,
                 listeners=listeners.listener,
                 clock=_now,
-                given=self._given,
-                local=self.config.known.local_hosts,
+                local=LocalNames(self.config.known.local_hosts, self.config.clear_names(), self._given),
             )
             serve = Serve(pull_through=core.answers, relay=core.relay, door=door, proxyserver=engine.proxyserver)
             self._serve, self._in_flight = serve, door.in_flight

@@ -15,7 +15,7 @@ from mitm_cache import parsing
 from mitm_cache.errors import ConfigError
 from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights, SyncRule
 from mitm_cache.policy import Rule, read_rules
-from mitm_cache.registries import LOCAL, TABLE, Known, Registry
+from mitm_cache.registries import LOCAL, LOCALHOST, TABLE, Known, Registry
 from mitm_cache.wire.proxies import Bypass, Proxy
 
 SYSTEM_FILE = Path("/etc/mitm-cache/config.toml")
@@ -108,9 +108,13 @@ class Config:
         Of the local registry's hosts those that no node believes without TLS, unless they have a certificate.
         """
         hosts = [host.partition(":")[0] for one in self.known if not one.is_local for host in one.names]
-        local = () if self.local.cert is not None else (name.partition(":")[0] for name in self.local.names)
-        hosts += [name for name in local if "/" not in name and name != "localhost" and not parsing.is_address(name)]
+        local = () if self.local.cert is not None else self.known.local_hosts
+        hosts += [name for name in local if name not in self.clear_names()]
         return tuple(dict.fromkeys((*hosts, *self.names, *self.permit)))
+
+    def clear_names(self) -> tuple[str, ...]:
+        """The local registry's hosts that clients take without TLS, which they try all the same."""
+        return tuple(name for name in self.known.local_hosts if name == LOCALHOST or parsing.is_address(name))
 
 
 def load(
@@ -317,7 +321,7 @@ def _local_names(key: str, value: Any) -> tuple[str, ...]:
         if text not in paths:
             parsing.host(key, text.lower())
         elif text.count("/") > 1 or not text.endswith("/") or not parsing.prefix(key, text[:-1]):
-            raise ConfigError(f"{key}: {text!r} is no path prefix; one part is allowed, written as in 'mine/'")
+            raise ConfigError(f"{key}: {text!r} is neither a host, as 'localhost:5000', nor a path prefix, as 'mine/'")
     return tuple(dict.fromkeys(text.lower() for text in found))
 
 
@@ -374,4 +378,4 @@ def _refuse_shared_names(registries: Any) -> None:
         key = "local.names" if registry.is_local else f"registries.{registry.name}"
         for host in (*registry.names, *([registry.prefix] if registry.prefix else [])):
             if owners.setdefault(host, registry.name) != registry.name:
-                raise ConfigError(f"{key}: {host} already means {owners[host]}")
+                raise ConfigError(f"{key}: {host} already means the registry {owners[host]}; take another name")

@@ -19,7 +19,7 @@ from mitm_cache.oci.reference import Reference, Repository, Tag
 from mitm_cache.parsing import Rights
 from mitm_cache.policy import Policy, Question, Ruling, tell_denial, tell_unfilled
 from mitm_cache.policy.rule import is_within
-from mitm_cache.registries import Registry
+from mitm_cache.registries import LOCAL, Registry
 from mitm_cache.rights import Modes
 from mitm_cache.upstream.rules import bases, proxies
 from mitm_cache.wire.redirect import Origin
@@ -126,9 +126,8 @@ def explain(
     """What this client, a stranger unless there is a user, would get of an image. Raises StoreError."""
     registry = config.known.find(image.registry)
     if registry is None:
-        reason = (
-            f"{image.registry} is not a registry that this cache serves; [registries] of its configuration adds one"
-        )
+        where = "local.names" if image.registry == LOCAL else "[registries]"
+        reason = f"{image.registry} is not a registry that this cache serves; {where} of its configuration adds one"
         return Explanation(image=str(image), client=client, user=user, served=False, reason=reason)
     question = Question(
         registry=registry.name, repository=image.repository, reference=image.reference, client=client, user=user
@@ -248,7 +247,8 @@ def _pushed(config: Config, question: Question, ruling: Ruling, contents: tuple[
     """The same of an image of the local registry, which has no upstream."""
     if is_within(question.client, config.allow) and ruling.allowed:
         if not any(content.cached for content in contents):
-            return False, f"nobody has pushed {question} to the local registry"
+            daemon = f"; the daemon at {config.local.daemon} is asked for it first" if config.local.daemon else ""
+            return False, f"nobody has pushed {question} to the local registry{daemon}"
         return True, "it was pushed to the local registry"
     return _verdict(config, question, ruling, contents)
 

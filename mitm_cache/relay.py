@@ -28,7 +28,8 @@ def admit(request: Request) -> None:
     """Raise ClientError (405) for what is not relayed."""
     if request.mirror:
         raise ClientError(
-            f"a mirror answers pulls only: send {request.method} to {request.registry.name} itself",
+            f"a mirror answers pulls only: send {request.method} to {request.registry.name} itself; "
+            "to push images of your own here, name this address in local.names",
             status=405,
         )
     if request.method not in METHODS:

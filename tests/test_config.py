@@ -580,9 +580,10 @@ def test_no_local_names(empty: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[local]\nnames = ["quay.io"]', "local.names: quay.io already means quay.io"),
-        ('[local]\nnames = ["a/b/"]', "'a/b/' is no path prefix"),
-        ('[local]\nnames = ["/"]', "'/' is no path prefix"),
+        ('[local]\nnames = ["quay.io"]', "local.names: quay.io already means the registry quay.io; take another"),
+        ('[local]\nnames = ["a/b/"]', "'a/b/' is neither a host, as 'localhost:5000', nor a path prefix"),
+        ('[local]\nnames = ["/"]', "'/' is neither a host"),
+        ('[local]\nnames = ["http://localhost:5000"]', "'http://localhost:5000' is neither a host"),
         ('[local]\nnames = ["library/"]', "'library' is no path part of its own"),
         ('[local]\nnames = ["under_score"]', "'under_score' is not a host name"),
         ('[local]\nnames = ["docker.proxy"]', "names: 'docker.proxy' is a registry"),

@@ -70,8 +70,14 @@ def serving(served: Process) -> list[int]:
 def worker_of(client: Client, served: Process) -> int:
     """The worker that has accepted a connection, by the kernel's tables of sockets and descriptors."""
     ends = [client.sock.getpeername()[1], client.sock.getsockname()[1]]
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = [row[9] for row in rows if [int(end.rpartition(":")[2], 16) for end in row[1:3]] == ends]
+    found: set[str] = set()
+    # The kernel writes the table piece by piece: a row may come twice, or not, while others change it.
+    for _ in range(100):
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        found = {row[9] for row in rows if [int(end.rpartition(":")[2], 16) for end in row[1:3]] == ends}
+        if found:
+            break
+    (inode,) = found
     for pid in served.workers:
         for link in Path(f"/proc/{pid}/fd").iterdir():
             if link.is_symlink() and os.readlink(link) == f"socket:[{inode}]":

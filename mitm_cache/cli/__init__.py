@@ -40,6 +40,11 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except MitmCacheError as error:
             raise click.ClickException(error.message) from error
+        except click.NoSuchOption as error:
+            if error.option_name not in {name for option in self.params for name in option.opts}:
+                raise
+            where = f"mitm-cache {error.option_name} … {ctx.invoked_subcommand}"
+            raise click.UsageError(f"{error.message} It stands before the command: {where}", error.ctx) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

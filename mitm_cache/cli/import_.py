@@ -10,6 +10,7 @@ import click
 
 from mitm_cache.cli.status import size
 from mitm_cache.cli.telling import Teller, check_owner, counted
+from mitm_cache.registries import LOCAL
 
 if TYPE_CHECKING:
     from mitm_cache.cache.blobs import Blobs
@@ -96,4 +97,5 @@ def _report(config: "Config", arrivals: "list[Arrival]", written: int, total: in
     for missing in absent:
         click.echo(f"not in it: {missing}", err=True)
     for name in unknown:
-        click.echo(f'Warning: {name} is no registry that this cache serves: add [registries."{name}"]', err=True)
+        cure = "set names below [local]" if name == LOCAL else f'add [registries."{name}"]'
+        click.echo(f"Warning: {name} is no registry that this cache serves: {cure}", err=True)

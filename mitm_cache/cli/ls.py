@@ -40,7 +40,9 @@ def ls(config_of: "Callable[[], Config]", pattern: str, as_json: bool) -> None:
     """
     from mitm_cache.cache.catalog import Catalog
 
-    catalog = Catalog(config_of().data_dir)
+    config = config_of()
+    pattern = canonical(config, pattern)
+    catalog = Catalog(config.data_dir)
     catalog.blobs.look_at_all()
     rows = [describe(catalog, image) for image in catalog.images if is_match(str(image), pattern)]
     catalog.save()
@@ -52,6 +54,15 @@ def ls(config_of: "Callable[[], Config]", pattern: str, as_json: bool) -> None:
         click.echo("\n".join(table(rows, shutil.get_terminal_size().columns)))
     else:
         click.echo("\n".join(plain(rows)))
+
+
+def canonical(config: "Config", pattern: str) -> str:
+    """A pattern that begins with another name of a registry, such as `localhost:5000/`, by the registry's own."""
+    head, slash, rest = pattern.partition("/")
+    registry = config.known.find(head)
+    if registry is None or head == registry.name:
+        return pattern
+    return f"{registry.name}{slash or '/'}{rest}"
 
 
 def is_match(name: str, pattern: str) -> bool:

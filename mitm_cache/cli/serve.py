@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from mitm_cache.registries import LOCAL
+
 if TYPE_CHECKING:
     from mitm_cache.ca.custody import Custody
     from mitm_cache.cache.layout import Layout
@@ -80,6 +82,7 @@ def banner(service: Service, address: str) -> Iterator[str]:
     if connect:
         yield "Every registry by proxy, on a node that trusts the CA: in the environment of dockerd or containerd"
         yield f"  HTTPS_PROXY=http://{connect} NO_PROXY=localhost,127.0.0.1,YOUR.NETWORK"
+    yield from _pushes(service.config, str(mirror or address))
     if script.fetch and script.ways:
         way = script.ways[0]
         yield f"{_WAYS[way]}: on a node (as root, leave sudo out)"
@@ -94,6 +97,14 @@ def banner(service: Service, address: str) -> Iterator[str]:
         yield "  sudo sysctl net.ipv4.ip_unprivileged_port_start=80      (until the next boot), or"
         yield "  AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd service, or its sockets, named tls and clear"
     yield ""
+
+
+def _pushes(config: "Config", mirror: str) -> Iterator[str]:
+    """How images come into the registry of one's own, where there is one."""
+    if local := config.known.named(LOCAL):
+        place = local.hosts[0] if local.hosts else f"{mirror}/{local.prefix}"
+        yield "Images of your own, where they are built"
+        yield f"  docker build -t {place}/app . && docker push {place}/app"
 
 
 _WAYS = {

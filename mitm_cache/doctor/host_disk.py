@@ -27,6 +27,7 @@ USER = "mitm-cache"
 LEAST = 64 << 20
 """Bytes without which no image arrives."""
 SOON = timedelta(days=30)
+ANEW = "mitm-cache ca rotate, install-ca.sh with ca export on every node, then mitm-cache ca rotate --finish"
 
 
 def check_data(scene: Scene, config: Config, service: Service) -> Iterator[Finding]:
@@ -230,7 +231,6 @@ def check_ca(scene: Scene, config: Config, service: Service) -> Iterator[Finding
 def judge_validity(authority: CertificateAuthority, now: datetime) -> Finding:
     """The days that are left of the CA."""
     described = authority.describe()
-    anew = "mitm-cache ca rotate, install-ca.sh with ca export on every node, then mitm-cache ca rotate --finish"
     if now < described.not_before:
         return fail(
             "ca",
@@ -244,10 +244,10 @@ def judge_validity(authority: CertificateAuthority, now: datetime) -> Finding:
             "ca",
             str(described.path),
             f"ended {(now - described.not_after).days} days ago, or the clock is wrong",
-            f"date -u; {anew}",
+            f"date -u; {ANEW}",
         )
     if left < SOON:
-        return warn("ca", str(described.path), f"ends in {left.days} days", anew)
+        return warn("ca", str(described.path), f"ends in {left.days} days", ANEW)
     return ok("ca", str(described.path), f"valid for {left.days} days more, its key secret")
 
 
@@ -260,7 +260,7 @@ def judge_cover(authority: CertificateAuthority, config: Config) -> Finding:
             "ca",
             str(authority.certificate_path),
             words,
-            "mitm-cache ca init --force, then install-ca.sh on every node and a restart here",
+            f"{ANEW}, and a restart here",
         )
     return ok(
         "ca", str(authority.certificate_path), f"may sign for all {len(config.permitted_names())} configured names"

@@ -1,7 +1,7 @@
 """What an import would bring: every image of an archive looked through, before anything is written."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mitm_cache.cache.entry import Link, Origin
@@ -185,7 +185,8 @@ class _Walk:
         arrival = self._manifest(image, found.digest, found.media_type, "", MAX_DEPTH)
         if isinstance(arrival, Missing):
             raise ClientError(f"{self.stock.label} is not whole: {arrival} is not in it{self._cure(arrival.digest)}")
-        return arrival
+        # What was looked through before was perhaps under another name of the same content.
+        return replace(arrival, image=image)
 
     def _cure(self, digest: Digest) -> str:
         words = "it holds what was new since an earlier export: import that one first"

@@ -20,7 +20,7 @@ from mitm_cache.local.blobs import BlobPushes
 from mitm_cache.local.collection import Collection
 from mitm_cache.local.elsewhere import Elsewhere
 from mitm_cache.local.listing import Lists
-from mitm_cache.local.manifests import read
+from mitm_cache.local.manifests import Pushed, read
 from mitm_cache.local.places import place
 from mitm_cache.local.receiving import ManifestIntake, too_long
 from mitm_cache.local.rights import Rights
@@ -76,7 +76,7 @@ class LocalRegistry:
         self._store = store = Store(layout, known.blobs)
         self._collection = Collection(store)
         self._rights = rights = Rights(policy, users=users)
-        space = Space(layout, limit=limit, collect=self._collection.make_room)
+        space = Space(layout, limit=limit, room=room, collect=self._collection.make_room)
         self._elsewhere = Elsewhere(
             store=store,
             space=space,
@@ -86,7 +86,7 @@ class LocalRegistry:
             proofs=proofs,
             threads=threads,
         )
-        self._blobs = BlobPushes(store=store, space=space, room=room, elsewhere=self._elsewhere, threads=threads)
+        self._blobs = BlobPushes(store=store, space=space, elsewhere=self._elsewhere, threads=threads)
         self._space = space
         self._lists = Lists(store=store, rights=rights, threads=threads)
 
@@ -200,7 +200,8 @@ class LocalRegistry:
             case "PUT", Manifest(repository, reference):
                 if request.size is not None and request.size > MAX_SIZE:
                     raise too_long()
-                intake = ManifestIntake(request, partial(self._put, request, repository, reference, ruling))
+                put = partial(self._put, request, repository, reference, ruling)
+                intake = ManifestIntake(request, self._store.layout.uploads, put)
                 return await intake.finish() if request.size == 0 else intake
             case "DELETE", Manifest() | Blob() as operation:
                 return await self._delete(request, operation)
@@ -208,14 +209,29 @@ class LocalRegistry:
                 raise ClientError(f"{request.method} is not for this path", status=405)
 
     async def _put(
-        self, request: Request, repository: Repository, reference: Reference, ruling: Ruling, body: bytes
+        self,
+        request: Request,
+        repository: Repository,
+        reference: Reference,
+        ruling: Ruling,
+        content: Callable[[], bytes],
     ) -> Response:
-        manifest = read(body, request.headers.get("content-type") or "", reference)
+        def work() -> Pushed:
+            with self._threads.reading:
+                manifest = read(content(), request.headers.get("content-type") or "", reference)
+            if ruling.freeze not in (None, manifest.link.digest):
+                raise ClientError(f"{ruling.rule} freezes {reference} at {ruling.freeze}", status=403, code="DENIED")
+            size, written = len(manifest.content), 0
+            share = self._space.take(size)
+            try:
+                self._store.put_manifest(repository, reference, manifest)
+                written = size
+            finally:
+                share.close(written)
+            return manifest
+
+        manifest = await self._threads.run(work)
         digest = manifest.link.digest
-        if ruling.freeze not in (None, digest):
-            raise ClientError(f"{ruling.rule} freezes {reference} at {ruling.freeze}", status=403, code="DENIED")
-        await self._threads.run(lambda: self._space.give_back(self._space.take(len(body)), len(body)))
-        await self._threads.run(lambda: self._store.put_manifest(repository, reference, manifest))
         headers = [
             API_VERSION,
             ("Location", place(request, repository, f"manifests/{digest}")),
@@ -233,6 +249,7 @@ class LocalRegistry:
             link = self._store.held(repository, operation.digest)
             if link is None:
                 raise _no_blob(repository, operation.digest)
+            await self._threads.run(lambda: self._check_tags(request, repository, link.digest))
             await self._threads.run(lambda: self._store.delete(repository, link))
         elif isinstance(reference := operation.reference, Tag):
             if self._store.tagged(repository, reference) is None:
@@ -242,8 +259,20 @@ class LocalRegistry:
             manifest = self._store.manifest(repository, reference)
             if manifest is None:
                 raise _unknown(repository, reference)
+            await self._threads.run(lambda: self._check_tags(request, repository, reference))
             await self._threads.run(lambda: self._store.delete(repository, manifest))
         return small(HTTPStatus.ACCEPTED, [API_VERSION], b"", request, outcome="LOCAL", reason="deleted")
+
+    def _check_tags(self, request: Request, repository: Repository, digest: Digest) -> None:
+        """What a tag needs that a client may not push is not the client's to delete. Raises ClientError (DENIED)."""
+        tags = [Tag.parse(name) for name in self._store.links.tags(LOCAL, repository)]
+        others = [tag for tag in tags if not self._rights.may_push_to(request, repository, tag)]
+        if (tag := self._store.leading_to(repository, digest, others)) is not None:
+            raise ClientError(
+                f"{digest} is part of {LOCAL}/{repository}:{tag}, to which this client may not push",
+                status=403,
+                code="DENIED",
+            )
 
 
 def _no_blob(repository: Repository, digest: Digest) -> ClientError:

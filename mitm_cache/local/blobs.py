@@ -7,12 +7,11 @@ from functools import partial
 from http import HTTPStatus
 
 from mitm_cache.answers import API_VERSION, small
-from mitm_cache.cache.room import Room
 from mitm_cache.errors import ClientError
 from mitm_cache.local.elsewhere import Elsewhere
 from mitm_cache.local.places import fields, place, upload_in
 from mitm_cache.local.receiving import BlobIntake
-from mitm_cache.local.space import Space
+from mitm_cache.local.space import Share, Space
 from mitm_cache.local.store import Store
 from mitm_cache.local.threads import Threads
 from mitm_cache.local.uploads import Upload, Uploads
@@ -31,11 +30,10 @@ _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18})(?:/(?:[0
 class BlobPushes:
     """Every request about an upload; who asks may push. All of it raises MitmCacheError."""
 
-    def __init__(self, *, store: Store, space: Space, room: Room, elsewhere: Elsewhere, threads: Threads) -> None:
+    def __init__(self, *, store: Store, space: Space, elsewhere: Elsewhere, threads: Threads) -> None:
         self._store = store
         self._uploads = Uploads(store.layout.uploads)
         self._space = space
-        self._room = room
         self._elsewhere = elsewhere
         self._threads = threads
 
@@ -128,22 +126,18 @@ class BlobPushes:
         self, request: Request, upload: Upload, finish: Finish, *, resumable: bool = True
     ) -> Response | Intake:
         """What takes the body, or, where there is none, the answer."""
-        room = 0
+        share: Share | None = None
         try:
             if request.size != 0:
-                room = await self._threads.run(lambda: self._make_room(request.size, upload))
-            await self._threads.run(upload.catch_up)
+                share = await self._threads.open(lambda: self._space.take(request.size, upload.name, upload.size))
+            await self._threads.prove(upload.catch_up)
         except BaseException:
-            if room:
-                self._space.give_back(request.size, 0, upload.name)
+            if share is not None:
+                share.close()
             upload.close()
             raise
-        intake = BlobIntake(request, upload, self._space, room, finish, resumable=resumable)
+        intake = BlobIntake(request, upload, share, finish, resumable=resumable)
         return await intake.finish() if request.size == 0 else intake
-
-    def _make_room(self, size: int | None, upload: Upload) -> int:
-        self._room.check(size or 0)
-        return self._space.take(size, upload.name, upload.size)
 
     async def _complete(self, request: Request, repository: Repository, digest: Digest, upload: Upload) -> Response:
         found = await self._threads.prove(lambda: upload.prove(digest.algorithm))

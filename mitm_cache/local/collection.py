@@ -5,7 +5,6 @@ It is planned beside the pushes, on what the files say. What is to leave is look
 anything, and has to be as old as it was: whoever counts on a content renews its link first.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ from mitm_cache.cache.tree import Place, read_link, read_place
 from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.local.manifests import MANIFESTS
 from mitm_cache.local.store import DELETED, PUT_ASIDE, REFERRERS, Store
+from mitm_cache.local.uploads import drop
 from mitm_cache.oci.contents import Contents
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import media_type_of
@@ -88,9 +88,10 @@ class Collection:
             return self._collect() if free else None
 
     def make_room(self, wanted: int) -> Collected:
-        """The same, and manifests without a name, until `wanted` bytes are free or none is left."""
+        """The same, uploads of the last hour excepted, and manifests without a name, until `wanted` bytes are free or
+        none is left."""
         with alone(self._layout.evicting, wait=True):
-            collected = self._collect()
+            collected = self._collect(abandoned=GRACE_SECONDS)
             for repository, digest in self._nameless():
                 if collected.freed >= wanted:
                     break
@@ -103,9 +104,10 @@ class Collection:
         found = self._nameless()
         return {(each.place.name, digest) for each, digest in found if self._is_old(each.place, digest)}
 
-    def _collect(self) -> Collected:
+    def _collect(self, *, abandoned: float = ABANDONED_SECONDS) -> Collected:
+        """`abandoned`: seconds after which an upload is given up."""
         collected = Collected()
-        self._drop_uploads(collected)
+        self._drop_uploads(collected, abandoned)
         for repository in self._repositories():
             leaving = repository.unneeded()
             # A manifest whose writer was killed before its bytes were in place.
@@ -142,7 +144,9 @@ class Collection:
     def _read(self, repository: _Repository, digest: Digest, media_type: str) -> None:
         content = self._store.content(digest) or b""
         found = Contents.of(content)
-        repository.needs[digest] = frozenset(each.digest for each in (*found.manifests, *found.blobs))
+        # Of what is not held here, such as foreign layers, a manifest may name thousands.
+        needs = (each.digest for each in (*found.manifests, *found.blobs))
+        repository.needs[digest] = frozenset(each for each in needs if each in repository.place.held)
         about = Referrer.of(content, digest, media_type)
         if about is not None:
             repository.subjects[digest] = about.subject
@@ -248,26 +252,16 @@ class Collection:
             return False
         return old and not (self._layout.links / place.name / "_digests" / path.name).exists()
 
-    def _drop_uploads(self, collected: Collected) -> None:
+    def _drop_uploads(self, collected: Collected, abandoned: float) -> None:
         for path in self._layout.uploads.iterdir():
             try:
-                age = abs(self._clock() - path.stat().st_mtime)
-                if age > (GRACE_SECONDS if path.name.startswith(PUT_ASIDE) else ABANDONED_SECONDS):
-                    collected.uploads += _remove_abandoned(path)
+                status = path.stat()
+                age = abs(self._clock() - status.st_mtime)
+                if age > (GRACE_SECONDS if path.name.startswith(PUT_ASIDE) else abandoned) and drop(path):
+                    collected.uploads += 1
+                    collected.freed += status.st_size
             except FileNotFoundError:
                 continue  # it is a blob by now
-
-
-def _remove_abandoned(path: Path) -> bool:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False  # somebody writes it
-    finally:
-        os.close(fd)
-    return True
 
 
 def _digests_in(folder: Path) -> Iterator[Digest]:

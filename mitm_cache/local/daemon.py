@@ -220,8 +220,18 @@ def _refusal(message: dict[str, Any]) -> str | None:
 def _words(error: BaseException) -> str:
     if isinstance(error, KeyError | TypeError):
         return f"its answer is not what it should be ({_printable(str(error))})"
-    explanation = getattr(error, "explanation", None)
+    explanation = getattr(error, "explanation", None) or _of_the_system(error)
     return _printable(str(explanation or error) or type(error).__name__)
+
+
+def _of_the_system(error: BaseException | None) -> str | None:
+    """What the kernel has said: docker, requests and urllib3 each wrap it in an error of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        within = next((each for each in error.args if isinstance(each, BaseException)), None)
+        error = within or error.__cause__ or error.__context__
+    return None
 
 
 def _printable(text: str) -> str:

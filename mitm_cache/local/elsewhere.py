@@ -104,11 +104,14 @@ class Elsewhere:
     def _link(self, repository: Repository, digest: Digest) -> bool:
         try:
             size = self._store.blobs.path(digest).stat().st_size
-            room = self._space.take(size)
+            share = self._space.take(size, writes=False)
         except (FileNotFoundError, ClientError):
             return False  # where there is no room for it, its upload is told so
         except OSError as error:
             raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
-        linked = self._store.link(repository, digest) is not None
-        self._space.give_back(room, room if linked else 0)
+        linked = False
+        try:
+            linked = self._store.link(repository, digest) is not None
+        finally:
+            share.close(size if linked else 0)
         return linked

@@ -1,18 +1,18 @@
 """What there is: tags, repositories, and what refers to a manifest."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from urllib.parse import quote, urlencode
 
 from mitm_cache.answers import API_VERSION, small
 from mitm_cache.errors import ClientError
-from mitm_cache.local.places import fields, space
+from mitm_cache.local.places import fields, place, space
 from mitm_cache.local.rights import Rights
 from mitm_cache.local.store import Store
 from mitm_cache.local.threads import Threads
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.manifest import OCI_INDEX
+from mitm_cache.oci.manifest import MAX_SIZE, OCI_INDEX
 from mitm_cache.oci.reference import Repository
 from mitm_cache.oci.referring import Referrer, listing
 from mitm_cache.pull_through.listing import Page
@@ -46,24 +46,47 @@ class Lists:
 
     async def referrers(self, request: Request, repository: Repository, subject: Digest) -> Response:
         """What refers to a manifest, of one type where the client asks for one (distribution-spec, "Listing
-        Referrers")."""
-        found = await self._threads.run(lambda: self._referrers(repository, subject))
+        Referrers"). A page is about as large as a manifest may be."""
+        asked = fields(request)
+        wanted = asked.get("artifactType", "")
+        last = Digest.parse(asked["last"]) if "last" in asked else None
+        found, more, body = await self._threads.run(lambda: self._page(repository, subject, wanted, last))
         headers = [API_VERSION, ("Content-Type", OCI_INDEX)]
-        if wanted := fields(request).get("artifactType"):
-            found = [one for one in found if one.artifact_type == wanted]
+        if wanted:
             headers.append(("OCI-Filters-Applied", "artifactType"))
+        if more:
+            query = urlencode({"last": str(found[-1].digest)} | ({"artifactType": wanted} if wanted else {}))
+            headers.append(("Link", f'<{place(request, repository, f"referrers/{subject}", query)}>; rel="next"'))
         reason = f"{len(found)} refer to it"
-        return small(HTTPStatus.OK, headers, listing(found), request, outcome="LOCAL", reason=reason)
+        return small(HTTPStatus.OK, headers, body, request, outcome="LOCAL", reason=reason)
 
-    def _referrers(self, repository: Repository, subject: Digest) -> list[Referrer]:
-        found = []
+    def _page(
+        self, repository: Repository, subject: Digest, wanted: str, last: Digest | None
+    ) -> tuple[list[Referrer], bool, bytes]:
+        """Those behind `last`, whether more follow, and their list."""
+        found: list[Referrer] = []
+        size = 0
+        for one in self._referrers(repository, subject, last):
+            if wanted and one.artifact_type != wanted:
+                continue
+            size += len(json.dumps(one.descriptor()))
+            if found and size > MAX_SIZE:
+                return found, True, listing(found)
+            found.append(one)
+        return found, False, listing(found)
+
+    def _referrers(self, repository: Repository, subject: Digest, last: Digest | None) -> Iterator[Referrer]:
         for digest in self._store.referring(repository, subject):
+            if last is not None and digest <= last:
+                continue
             link = self._store.manifest(repository, digest)
             content = self._store.content(digest) if link is not None else None
-            one = Referrer.of(content, digest, link.media_type) if link is not None and content is not None else None
+            if link is None or content is None:
+                continue
+            with self._threads.reading:
+                one = Referrer.of(content, digest, link.media_type)
             if one is not None:
-                found.append(one)
-        return found
+                yield one
 
 
 def _answer(request: Request, path: str, head: dict[str, str], key: str, page: Page, found: Iterable[str]) -> Response:

@@ -48,7 +48,7 @@ def read(content: bytes, content_type: str, reference: Reference) -> Pushed:
     return Pushed(
         Link(digest, kind, len(content), Origin.LOCAL),
         content,
-        manifests,
+        tuple(dict.fromkeys(manifests)),
         tuple(dict.fromkeys(blobs)),
         None if subject is None else _digest(subject, "subject"),
     )
@@ -56,7 +56,7 @@ def read(content: bytes, content_type: str, reference: Reference) -> Pushed:
 
 def _parse(content: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode())  # of bytes Python would take UTF-16 too, which clients do not
     except (ValueError, RecursionError):
         raise _invalid("it is no JSON document") from None
     if not isinstance(document, dict):

@@ -8,12 +8,16 @@ from dataclasses import replace
 
 from mitm_cache.errors import ClientError, LoginError
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.reference import Repository
+from mitm_cache.oci.operation import Manifest
+from mitm_cache.oci.reference import Repository, Tag
 from mitm_cache.policy import Policy, Question, question_of
 from mitm_cache.policy.judge import Ruling, tell_denial
 from mitm_cache.policy.rule import Rule
 from mitm_cache.policy.ruled import denied, rule
 from mitm_cache.wire.message import Request
+
+BROWSERS = ("origin", "sec-fetch-site")
+"""Headers that browsers send with what may change something, and clients of registries do not."""
 
 
 class Rights:
@@ -30,7 +34,7 @@ class Rights:
         Who has no password goes on without one.
         """
         if self._users and request.user == "":
-            raise LoginError("who pushes here is a user of this cache")
+            raise LoginError("pushing here needs a login as one of this cache's users")
 
     def check_pull(self, request: Request) -> Ruling:
         """Raises ClientError, or LoginError where a user might be let in."""
@@ -49,7 +53,11 @@ class Rights:
         if not ruling.may_fill:
             raise denied(ruling, f"{ruling.rule} lets this client push nothing to {replace(question, reference=None)}")
         if self._users and request.user == "" and not self._is_decided(question):
-            raise LoginError(f"who pushes to {replace(question, reference=None)} is a user of this cache")
+            where = replace(question, reference=None)
+            raise LoginError(f"pushing to {where} needs a login as one of this cache's users")
+        if request.user == "" and any(request.headers.get(name) is not None for name in BROWSERS):
+            # Any page may ask in the name of whoever looks at it, by a name of its own that leads here too.
+            raise ClientError("a web page pushes and deletes nothing without a login", status=403, code="DENIED")
         return ruling
 
     def may_push(self, request: Request) -> bool:
@@ -59,6 +67,10 @@ class Rights:
         except ClientError:
             return False
         return True
+
+    def may_push_to(self, request: Request, repository: Repository, tag: Tag) -> bool:
+        """The same of another tag than the one that a request names."""
+        return self.may_push(replace(request, operation=Manifest(repository, tag)))
 
     def may_pull(self, request: Request, registry: str, repository: Repository, digest: Digest) -> bool:
         """Whether policy gives this client this content of any repository; upstream's rights are another matter."""

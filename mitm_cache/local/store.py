@@ -6,6 +6,7 @@ its blob is put in place, so that no moment has a blob which nobody holds; what 
 
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.index import NoIndex
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
-from mitm_cache.cache.owned import held, linking, repositories
+from mitm_cache.cache.owned import held, linking, removing, repositories
 from mitm_cache.cache.pins import FOLDER, read_pins
 from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.local.durable import make_folder, sync
 from mitm_cache.local.manifests import MANIFESTS, Pushed
+from mitm_cache.oci.contents import Contents
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import Accept, media_type_of
 from mitm_cache.oci.reference import Reference, Repository, Tag
@@ -203,15 +205,16 @@ class Store:
 
         The bytes are for the collection: others may hold them.
         """
-        tags = self._tags_of(repository, link.digest) if is_manifest(link) else []
-        self._check_pins(repository, link.digest, *tags)
-        for tag in tags:
-            self.untag(repository, tag)
         path, aside = self._link(repository, link.digest), self.folder(repository) / DELETED
         content = self.content(link.digest) if is_manifest(link) else None
         referrer = None if content is None else Referrer.of(content, link.digest, link.media_type)
         try:
-            with linking(self.layout):
+            # A push that gives it a tag meanwhile would be left with that alone.
+            with removing(self.layout):
+                tags = self._tags_of(repository, link.digest) if is_manifest(link) else []
+                self._check_pins(repository, link.digest, *tags)
+                for tag in tags:
+                    self.untag(repository, tag)
                 if referrer is not None:
                     folder = self.folder(repository) / REFERRERS / referrer.subject.filename
                     (folder / link.digest.filename).unlink(missing_ok=True)
@@ -223,6 +226,23 @@ class Store:
             return  # somebody else has deleted it
         except OSError as error:
             raise StoreError(f"{path} cannot be deleted: {error.strerror}") from error
+
+    def leading_to(self, repository: Repository, digest: Digest, tags: Iterable[Tag]) -> Tag | None:
+        """The first of these tags whose image needs a content, or is it."""
+        for tag in tags:
+            top = self.tagged(repository, tag)
+            waiting, seen = [top] if top is not None else [], set[Digest]()
+            while waiting:
+                each = waiting.pop()
+                if each == digest:
+                    return tag
+                if each not in seen and self.manifest(repository, each) is not None:
+                    found = Contents.of(self.content(each) or b"")
+                    waiting += [one.digest for one in found.manifests]
+                    if digest in {one.digest for one in found.blobs}:
+                        return tag
+                seen.add(each)
+        return None
 
     def _tags_of(self, repository: Repository, digest: Digest) -> list[Tag]:
         tags = [Tag.parse(name) for name in self.links.tags(LOCAL, repository)]

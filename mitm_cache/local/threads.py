@@ -1,6 +1,7 @@
 """Threads of the local registry: its disk work waits neither for pulls nor for hashes of what is large."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -21,6 +22,8 @@ class Threads:
     def __init__(self) -> None:
         self._chores = ThreadPoolExecutor(CHORES, thread_name_prefix="local")
         self._proofs = ThreadPoolExecutor(PROOFS, thread_name_prefix="local-proof")
+        self.reading = threading.Lock()
+        """Held while a manifest is parsed: 4 MiB of it may be a hundred in memory."""
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Do something that blocks on the disk; in no case go on before it has ended."""

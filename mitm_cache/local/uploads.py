@@ -13,6 +13,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,10 @@ ALGORITHM = "sha256"
 """What is hashed on the way; another algorithm reads the file at the end."""
 MAX_KEPT = 1024
 """Uploads of which the hash is kept between two requests."""
+MAX_BEGUN = 10_000
+"""Uploads that are begun and not ended: to begin one costs a client nothing."""
+LOOK = 256
+"""So many are begun between two counts of them."""
 _ID = re.compile(r"[0-9a-f]{48}")
 _OWN = 16
 """Digits of an identity that are its repository's."""
@@ -43,29 +48,34 @@ class Upload:
         status = os.fstat(fd)
         self.inode = status.st_ino
         self.size = status.st_size
-        self._hash = uploads.recall(name, self.size)
+        self._known = uploads.recall(name, self.size)
+        """How many of the first bytes have been hashed, and to what."""
+        self._hash: _Hash | None = None
+        """Of all bytes."""
+        if self._known is not None and self._known[0] == self.size:
+            self._hash = self._known[1]
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write at the end. Raises StoreError; what was written before it stays."""
         view = memoryview(data).cast("B")
         while view:
             try:
-                count = os.write(self._fd, view)
+                written = os.write(self._fd, view)
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 words = "the disk is full" if full else error.strerror
                 raise StoreError(f"the upload cannot be written: {words}") from error
             if self._hash is not None:
-                self._hash.update(view[:count])
-            self.size += count
-            view = view[count:]
+                self._hash.update(view[:written])
+            self.size += written
+            view = view[written:]
 
     def prove(self, algorithm: str) -> str:
         """The hash of all of it, which is on the disk then. Blocks for as long as that takes; raises StoreError."""
         try:
             os.fdatasync(self._fd)
             if algorithm != ALGORITHM or self._hash is None:
-                return self._read(algorithm).hexdigest()
+                return self._read(hashlib.new(algorithm), 0).hexdigest()
         except OSError as error:
             raise StoreError(f"the upload cannot be kept: {error.strerror}") from error
         return self._hash.hexdigest()
@@ -73,15 +83,15 @@ class Upload:
     def catch_up(self) -> None:
         """Hash what another process, or a life before, has written. Blocks; raises StoreError."""
         if self._hash is None:
+            position, state = self._known or (0, hashlib.new(ALGORITHM))
+            self._known = None
             try:
-                self._hash = self._read(ALGORITHM)
+                self._hash = self._read(state, position)
             except OSError as error:
                 raise StoreError(f"the upload cannot be read: {error.strerror}") from error
 
-    def _read(self, algorithm: str) -> "_Hash":
-        state = hashlib.new(algorithm)
+    def _read(self, state: "_Hash", position: int) -> "_Hash":
         buffer = memoryview(bytearray(CHUNK))
-        position = 0
         while size := os.preadv(self._fd, [buffer], position):
             state.update(buffer[:size])
             position += size
@@ -91,11 +101,11 @@ class Upload:
         """It is wanted no more."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-        self._hash = None
+        self._hash = self._known = None
 
     def adopted(self) -> None:
         """Its file is a blob now."""
-        self._hash = None
+        self._hash = self._known = None
 
     def close(self) -> None:
         """Let others work on it; what was written stays. Closing twice does nothing."""
@@ -103,6 +113,8 @@ class Upload:
         if fd >= 0:
             if self._hash is not None:
                 self._uploads.keep(self.name, self.size, self._hash)
+            elif self._known is not None:
+                self._uploads.keep(self.name, *self._known)
             os.close(fd)
 
 
@@ -113,9 +125,12 @@ class Uploads:
         self.folder = folder
         self._lock = threading.Lock()
         self._hashes: OrderedDict[str, tuple[int, _Hash]] = OrderedDict()
+        self._begun = count()
 
     def begin(self, repository: Repository) -> Upload:
-        """A new one. Raises StoreError."""
+        """A new one; where there are too many, others leave. Raises StoreError."""
+        if next(self._begun) % LOOK == 0:
+            self._drop_some()
         name = secrets.token_hex(16) + _mark(repository)
         self.keep(name, 0, hashlib.new(ALGORITHM))
         try:
@@ -166,11 +181,42 @@ class Uploads:
             while len(self._hashes) > MAX_KEPT:
                 self._hashes.popitem(last=False)
 
-    def recall(self, name: str, size: int) -> "_Hash | None":
-        """The hash of an upload that has this size, once; None where it is not known."""
+    def recall(self, name: str, size: int) -> "tuple[int, _Hash] | None":
+        """How many of the first bytes of an upload that has this size have been hashed here, and to what; once."""
         with self._lock:
             found = self._hashes.pop(name, None)
-        return found[1] if found is not None and found[0] == size else None
+        # Files only grow: what another process has written since comes behind it.
+        return found if found is not None and found[0] <= size else None
+
+    def _drop_some(self) -> None:
+        """Empty ones leave first, then those that nobody has gone on with for the longest time."""
+        found = []
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if _ID.fullmatch(entry.name):
+                        with suppress(FileNotFoundError):  # it has ended meanwhile
+                            status = entry.stat()
+                            found.append((status.st_size > 0, status.st_mtime, entry.path))
+            if len(found) > MAX_BEGUN:
+                for _, _, path in sorted(found)[: len(found) - MAX_BEGUN + LOOK]:
+                    with suppress(FileNotFoundError):
+                        drop(Path(path))
+        except OSError as error:
+            raise StoreError(f"an upload cannot be begun: {error.strerror}") from error
+
+
+def drop(path: Path) -> bool:
+    """Whether an upload was removed: one that somebody works on stays. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _mark(repository: Repository) -> str:

@@ -41,6 +41,15 @@ class Minted:
     renew_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class LocalNames:
+    """The local registry's host names: `given` is shown for those that it is for, and `clear` are for clear text."""
+
+    hosts: Collection[str] = ()
+    clear: Collection[str] = ()
+    given: GivenCertificate | None = None
+
+
 class Intercept:
     """The addon that gives mitmproxy its client-side TLS; the stock TlsConfig stays out, since it writes a CA of its
     own that may sign for anything."""
@@ -53,21 +62,20 @@ class Intercept:
         journal: Journal,
         listeners: Callable[[str], str],
         clock: Callable[[], datetime],
-        given: GivenCertificate | None = None,
-        local: Collection[str] = (),
+        local: LocalNames = LocalNames(),
     ) -> None:
-        """`names`: the server names that are intercepted; `listeners`: the listener of a connection by its id; `given`
-        is shown for those names of the `local` registry that it is for."""
+        """`names`: the server names that are intercepted; `listeners`: the listener of a connection by its id."""
         self._authority = authority
         self._names = frozenset(names)
+        self._clear = frozenset(local.clear)
         self._journal = journal
         self._listeners = listeners
         self._clock = clock
         self._minted: dict[str, Minted] = {}
         self._given: dict[str, SSL.Context] = {}
-        if given is not None:
+        if (given := local.given) is not None:
             context = _make_context(given.certificate_chain_pem, given.private_key_pem)
-            self._given = {name: context for name in local if given.covers(name)}
+            self._given = {name: context for name in local.hosts if given.covers(name)}
 
     def tls_clienthello(self, data: ClientHelloData) -> None:
         """There is no server to ask first."""
@@ -85,7 +93,8 @@ class Intercept:
         try:
             context = self.context(name)
         except ConfigError as error:  # an older CA, or one that has ended: other names may do
-            self._record_refusal(data, name, error.message)
+            if name not in self._clear:  # where clients try TLS first, and go on without it
+                self._record_refusal(data, name, error.message)
             return
         data.ssl_conn = SSL.Connection(context)
         data.ssl_conn.set_accept_state()

@@ -17,7 +17,7 @@ from mitm_cache.workers.logs import configure_logging
 
 REPORT_SECONDS = 1.0
 """What has been counted since is lost when the process is killed."""
-RELEASE_SECONDS = 60.0
+RELEASE_SECONDS = 20.0
 """Between two times that free memory is given back, which takes some milliseconds."""
 
 

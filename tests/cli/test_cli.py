@@ -148,6 +148,16 @@ def test_wrong_options(arguments: str, message: str, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", ["serve --config /a.toml", "ca show --data-dir /a"])
+def test_options_of_all_commands(arguments: str) -> None:
+    """Behind the command they are refused, with a word on where they stand."""
+    result = CliRunner().invoke(main, shlex.split(arguments))
+    assert result.exit_code == 2
+    option = next(word for word in arguments.split() if word.startswith("--"))
+    command = arguments.partition(" ")[0]
+    assert f"It stands before the command: mitm-cache {option} … {command}" in result.stderr
+
+
 def test_environment(tmp_path: Path) -> None:
     """A wrong value in the environment is told by its key."""
     result = invoke("example", "hosts", MITM_CACHE_LOG_FORMAT="xml")

@@ -82,7 +82,15 @@ def test_ls(stored: Stored) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "number"),
-    [("team/app", 3), ("quay.io/*:1", 1), ("*:latest", 1), ("alpine", 1), ("team/app:?", 2), ("nothing", 0)],
+    [
+        ("team/app", 3),
+        ("quay.io/*:1", 1),
+        ("*:latest", 1),
+        ("alpine", 1),
+        ("team/app:?", 2),
+        ("nothing", 0),
+        ("registry-1.docker.io/library/alp", 1),
+    ],
 )
 def test_patterns(stored: Stored, pattern: str, number: int) -> None:
     """Part of a name, or all of it where there are wildcards."""

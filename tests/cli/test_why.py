@@ -337,6 +337,14 @@ def test_unknown_registry(why: Why) -> None:
     assert why.json("nowhere.example/app")["way"] is None
 
 
+def test_an_image_of_ones_own(why: Why) -> None:
+    """Without a registry of its own the cache tells how it gets one; with a daemon, that it is asked."""
+    assert "local.names of its configuration adds one" in rows(why("local/app:1"))["verdict"]
+    more = '[local]\nnames = ["localhost:5000"]\ndaemon = "unix:///nowhere.sock"\n'
+    words = rows(why("localhost:5000/app:1", more=more))["verdict"]
+    assert words.endswith("to the local registry; the daemon at unix:///nowhere.sock is asked for it first")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -176,7 +176,7 @@ def test_a_registry_that_was_added(tmp_path: Path) -> None:
     found = ca(tmp_path, config)
     assert found.status is Status.FAIL
     assert "may not sign for new.example.com" in found.words
-    assert found.cure.startswith("mitm-cache ca init --force")
+    assert found.cure.startswith("mitm-cache ca rotate, ")
 
 
 # The service and its ports.

@@ -95,8 +95,9 @@ class Refusal:
 
     @property
     def reasons(self) -> set[str]:
-        """What the access lines tell of errors."""
-        return {str(event["reason"]) for event in self.events if event["outcome"] == "ERROR"}
+        """What the access lines tell of errors; a client that has read one does not wait for the others."""
+        errors = {str(event["reason"]) for event in self.events if event["outcome"] == "ERROR"}
+        return errors - {"the client is gone"}
 
 
 def fail(lab: Lab, *products: Product, kind: str = "skopeo") -> Refusal:

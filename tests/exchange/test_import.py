@@ -14,6 +14,7 @@ import pytest
 
 from mitm_cache.demo.image import KIB, Image, generate
 from tests.exchange.making import (
+    CONTAINERD_NAME,
     Files,
     blob,
     cached,
@@ -56,6 +57,24 @@ def test_a_layout_of_several_images(tmp_path: Path, data: Path, form: str) -> No
     for name in links(data):
         assert json.loads((data / "links" / name).read_text())["origin"] == "imported"
     assert list((data / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_one_image_by_several_names(tmp_path: Path, data: Path, form: str) -> None:
+    """Tags that are the same image in one repository all arrive, and so does a platform with a tag of its own."""
+    files = layout({NAME: IMAGE, "quay.io/team/app:latest": IMAGE})
+    index = json.loads(files["index.json"])
+    part = json.loads(IMAGE.index.body)["manifests"][0]
+    index["manifests"].append(part | {"annotations": {CONTAINERD_NAME: "quay.io/team/app:part"}})
+    files["index.json"] = json.dumps(index).encode()
+    path = write_tar(tmp_path / "a.tar", files) if form == "tar" else write_folder(tmp_path / "a", files)
+    said = json.loads(done(data, "import", path, "--json").stdout)
+    assert [(one["name"], one["digest"]) for one in said["images"]] == [
+        (NAME, IMAGE.index.digest),
+        ("quay.io/team/app:latest", IMAGE.index.digest),
+        ("quay.io/team/app:part", part["digest"]),
+    ]
+    assert {f"quay.io/team/app/_tags/{tag}/any" for tag in ("1", "latest", "part")} <= links(data)
 
 
 def test_again_writes_nothing(tmp_path: Path, data: Path) -> None:
@@ -109,6 +128,8 @@ def test_a_registry_that_is_not_served(tmp_path: Path, data: Path) -> None:
     """Its images arrive, and what is to be configured is said."""
     path = write_folder(tmp_path / "a", layout({"private.example.com/app:1": OTHER}))
     assert '[registries."private.example.com"]' in done(data, "import", path).stderr
+    path = write_folder(tmp_path / "b", layout({"local/app:1": OTHER}))
+    assert "set names below [local]" in done(data, "import", path).stderr
 
 
 def test_referrers_come_along(tmp_path: Path, data: Path) -> None:

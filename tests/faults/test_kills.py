@@ -16,6 +16,7 @@ import pytest
 from bench.meter import cpu_seconds
 from mitm_cache.cache.evict import NOTE_SECONDS
 from mitm_cache.demo.image import KIB, MIB
+from mitm_cache.workers.crew import STEADY_SECONDS
 from tests.fakes.big import big_image
 from tests.fakes.registry import LyingUpstream
 from tests.faults.conftest import Show
@@ -192,10 +193,10 @@ def test_a_replacement_serves_soon(
 
 
 def rests(served: Process, workers: int) -> bool:
-    """Whether all workers, and the one that waits beside several, are there and take no time."""
+    """Whether all workers, and the one that waits beside several, are there, take no time, and count as steady."""
     crew = served.workers
     if len(crew) != workers + (workers > 1):
         return False
     before = cpu_seconds(crew)
-    threading.Event().wait(0.4)
-    return served.workers == crew and cpu_seconds(crew) - before < 0.05
+    threading.Event().wait(1.1 * STEADY_SECONDS)
+    return served.workers == crew and cpu_seconds(crew) - before < 0.1

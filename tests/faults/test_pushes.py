@@ -124,6 +124,7 @@ def test_pushes_while_processes_are_killed(tmp_path: Path, show: Show, clients: 
         assert storm.account.wrong == []
         check(place_of(running.served), images)
         verify(tmp_path, upstream)
+        assert {digest for _, digest, _ in blobs} <= blobs_in(data)  # those without a manifest too
 
         uploads, before = len(list((data / "uploads").iterdir())), len(blobs_in(data))
         make_old(data)

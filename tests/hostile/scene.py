@@ -18,6 +18,25 @@ from tests.serving import Threaded, in_thread
 HUB = "docker.io"  # the registry that every listener serves
 PRIVATE = "private.demo"  # wants tokens
 SCRIPTED = "script.demo"  # sends what a case says
+MINE = "mine.demo"  # the cache's own registry
+FRIEND = "127.0.0.9"  # who may do more there than others
+RULES = f"""
+[local]
+names = ["{MINE}"]
+max_size = "1G"
+[[policy]]
+registry = "local"
+repository = "closed/*"
+clients = ["{FRIEND}"]
+[[policy]]
+registry = "local"
+repository = "closed/*"
+action = "deny"
+[[policy]]
+registry = "local"
+repository = "theirs/*"
+fill = ["{FRIEND}"]
+"""
 TAG = "/v2/team/app/manifests/1"
 USERS = {"a": "a's password", "b": "b's password"}
 RECORDS = {
@@ -91,7 +110,7 @@ def scene(directory: Path) -> Iterator[Scene]:
             directory / "data",
             upstream,
             private,
-            more=script.configuration(),
+            more=script.configuration() + RULES,
             environ={
                 "MITM_CACHE_UPSTREAM_RESOLVERS": names.server,
                 "MITM_CACHE_CLIENTS_CONNECT_PORTS": f"443,{elsewhere.getsockname()[1]}",

@@ -13,6 +13,8 @@ from tests.hostile.cases import (
     hosts,
     mirror,
     pages,
+    pushed,
+    pushes,
     registry,
     slow,
     targets,
@@ -51,6 +53,13 @@ FAMILIES = (
     ),
     Family("tokens", "A hostile token server", tokens.CASES, "`tests/upstream/test_tokens.py`"),
     Family("mirror", "Mirrors", mirror.CASES, "`tests/proxy/test_mirror.py`, `tests/test_mirror.py`"),
+    Family(
+        "pushes",
+        "Pushes to the cache's own registry",
+        pushes.CASES,
+        "`tests/local/`, `tests/proxy/test_receive.py`, `tests/proxy/test_reception.py`, `tests/faults/test_pushes.py`",
+    ),
+    Family("pushed", "What is pushed there", pushed.CASES, "`tests/local/test_manifests.py`"),
     Family(
         "pages",
         "Own pages and the admin listener",

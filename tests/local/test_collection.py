@@ -2,6 +2,8 @@
 
 import asyncio
 import fcntl
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from mitm_cache.cache.evict import Sweeper
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.owned import linking, owned
 from mitm_cache.cache.pins import Pins
+from mitm_cache.errors import ClientError
 from mitm_cache.local.collection import Collection
 from mitm_cache.local.space import measure
 from mitm_cache.local.store import Store
@@ -160,17 +163,80 @@ def test_what_is_being_written_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_body_without_a_length(tmp_path: Path) -> None:
-    """It may have what there is, and no more."""
+    """It may have what there is, and no more; one that does not fit leaves the room to others."""
 
     async def run() -> None:
         async with Local(tmp_path, size="100K") as local:
             place = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
             intake = await local.intake("PATCH", place, OCTETS, size=None)
             intake.write(b"x" * 90_000)
-            with pytest.raises(Exception, match="max_size is reached"):
+            with pytest.raises(ClientError, match=r"local\.max_size is 102,400 bytes") as refused:
                 intake.write(b"x" * 20_000)
+            assert refused.value.code == "DENIED"
             intake.close()
-            assert (await local.ask("GET", place))["range"] == "0-89999"
+            assert (await local.ask("GET", place)).status == 404
+            assert (await local.push_blob("a", b"y" * 90_000)).status == 201
+
+    asyncio.run(run())
+
+
+def test_bodies_without_a_length_share_what_there_is(tmp_path: Path) -> None:
+    """What one of them has got another one cannot have too."""
+
+    async def run() -> None:
+        async with Local(tmp_path, size="100K") as local:
+            places = [str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"]) for _ in range(3)]
+            first, *others = [await local.intake("PATCH", places[0], OCTETS, size=None)]
+            first.write(b"x" * 60_000)
+            for place in places[1:]:
+                with suppress(AssertionError, ClientError):  # refused at once, or as soon as it writes
+                    others.append(await local.intake("PATCH", place, OCTETS, size=None))
+                    others[-1].write(b"x" * 60_000)
+            assert measure(local.layout) <= 100 << 10
+            for each in (first, *others):
+                each.close()
+            assert (await local.push_blob("a", b"y" * 30_000)).status == 201
+
+    asyncio.run(run())
+
+
+def test_uploads_leave_where_room_is_wanted(tmp_path: Path) -> None:
+    """One that nobody has gone on with for an hour leaves for another push, sooner than an image without a tag."""
+
+    async def run() -> None:
+        async with Local(tmp_path, size="300K") as local:
+            digest = await local.push("a", "1", LAYER)
+            await local.ask("DELETE", "/v2/a/manifests/1")
+            place = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
+            assert (await local.ask("PATCH", place, OCTETS, b"x" * 150_000)).status == 202
+            local.age(HOUR * 2)
+            assert (await local.push_blob("a", b"y" * 150_000)).status == 201
+            assert (await local.ask("GET", place)).status == 404
+            assert (await local.ask("GET", f"/v2/a/manifests/{digest}")).status == 200
+
+    asyncio.run(run())
+
+
+def test_what_is_not_held_costs_no_memory(tmp_path: Path) -> None:
+    """Of thousands of foreign layers that a manifest names nothing is kept in mind."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            await local.push_blob("a", CONFIG)
+            foreign = [
+                {"mediaType": "x", "digest": f"sha256:{number:064x}", "size": 1, "urls": ["https://example.com/"]}
+                for number in range(20_000)
+            ]
+            for number in range(10):
+                body = manifest(layers=foreign, annotations={"n": str(number)})
+                assert (await local.push_manifest("a", str(number), body)).status == 201
+            collection = Collection(Store(local.layout, local.core.blobs))
+            tracemalloc.start()
+            try:
+                collection.collect()
+                assert tracemalloc.get_traced_memory()[1] < 60 << 20
+            finally:
+                tracemalloc.stop()
 
     asyncio.run(run())
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from mitm_cache.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.local.registry import CONFIG, Local, Reply, descriptor, digest_of, index, manifest
@@ -98,5 +98,30 @@ def test_referrers(tmp_path: Path) -> None:
             assert (await local.ask("GET", f"{place}?artifactType={SBOM}")).json["manifests"] == []
             assert len((await local.ask("GET", place)).json["manifests"]) == 2
             assert (await local.ask("GET", place.replace("/v2/a/", "/v2/b/"))).json["manifests"] == []
+
+    asyncio.run(run())
+
+
+def test_pages_of_referrers(tmp_path: Path) -> None:
+    """However much is said about a manifest, an answer is about as large as a manifest may be."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            about = descriptor(manifest(CONFIG), OCI_MANIFEST)
+            await local.push_blob("a", CONFIG)
+            pushed = set()
+            for number in range(6):
+                body = manifest(subject=about, artifactType=SBOM, annotations={"x": f"{number}" * 1_500_000})
+                assert (await local.push_manifest("a", digest_of(body), body)).status == 201
+                pushed.add(digest_of(body))
+            place, seen = f"/v2/a/referrers/{about['digest']}?artifactType={SBOM}", []
+            while place:
+                page = await local.ask("GET", place)
+                assert (page.status, len(page.body) < 5 << 20) == (200, True)
+                seen += [row["digest"] for row in page.json["manifests"]]
+                place = next_of(page) if page["link"] else ""
+                assert f"artifactType={quote(SBOM, safe='')}" in place or not place
+            assert (len(seen), set(seen)) == (6, pushed)
+            assert (await local.ask("GET", f"/v2/a/referrers/{about['digest']}?last=x")).status == 400
 
     asyncio.run(run())

@@ -2,11 +2,19 @@
 
 import asyncio
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from mitm_cache.cache.owned import linking
+from mitm_cache.local import uploads
+from mitm_cache.local.manifests import read
+from mitm_cache.local.store import Store
+from mitm_cache.local.uploads import Uploads
+from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import MAX_SIZE, OCI_MANIFEST
+from mitm_cache.oci.reference import Repository, Tag
 from tests.local.registry import CONFIG, OCTETS, Local, descriptor, digest_of, give, index, manifest
 
 LAYER = bytes(range(256)) * 4096
@@ -275,6 +283,7 @@ def test_too_long(tmp_path: Path) -> None:
             with pytest.raises(Exception, match="4,194,304") as refused:
                 intake.write(b"x")
             assert getattr(refused.value, "status", 0) == 413
+            intake.close()
 
     asyncio.run(run())
 
@@ -323,5 +332,119 @@ def test_what_is_not_here(tmp_path: Path) -> None:
                 assert (await local.ask(method, target)).code == "UNSUPPORTED"
             await local.push_blob("a", LAYER)
             assert (await local.ask("GET", f"/v2/a/manifests/{DIGEST}")).code == "MANIFEST_UNKNOWN"
+
+    asyncio.run(run())
+
+
+def test_uploads_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever begins uploads without end fills no disk: empty ones leave first, and none that is being written."""
+    monkeypatch.setattr(uploads, "MAX_BEGUN", 50)
+    monkeypatch.setattr(uploads, "LOOK", 10)
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            begun = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
+            assert (await local.ask("PATCH", begun, OCTETS, LAYER)).status == 202
+            written = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
+            intake = await local.intake("PATCH", written, OCTETS, size=len(LAYER))
+            local.age(60)
+            for _ in range(200):
+                assert (await local.ask("POST", "/v2/a/blobs/uploads/")).status == 202
+            assert len(local.uploads()) <= 60
+            assert (await give(intake, LAYER)).status == 202
+            for place in (begun, written):
+                assert (await local.ask("PUT", f"{place}?digest={DIGEST}")).status == 201
+
+    asyncio.run(run())
+
+
+def test_workers_take_turns(tmp_path: Path) -> None:
+    """What a process has hashed of an upload it does not read again after another one has gone on with it."""
+    here, there = Uploads(tmp_path), Uploads(tmp_path)
+    repository = Repository("a")
+    upload = here.begin(repository)
+    upload.write(b"abc")
+    upload.close()
+    for uploads_, piece in ((there, b"def"), (here, b"ghi")):
+        if uploads_ is here:
+            with upload.path.open("r+b") as file:
+                file.write(b"XYZ")  # who read it again would see that
+        other = uploads_.open(repository, upload.name)
+        assert other is not None
+        other.catch_up()
+        other.write(piece)
+        if uploads_ is here:
+            assert other.prove("sha256") == digest_of(b"abcdefghi").partition(":")[2]
+        other.close()
+
+
+def test_a_large_manifest_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """Nor are many of them whose clients stall."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            intakes = [await local.intake("PUT", "/v2/a/manifests/1", size=MAX_SIZE) for _ in range(32)]
+            piece = b"x" * (1 << 18)
+            tracemalloc.start()
+            try:
+                for intake in intakes:
+                    for _ in range(15):
+                        intake.write(piece)
+                assert tracemalloc.get_traced_memory()[1] < 16 << 20
+            finally:
+                tracemalloc.stop()
+                for intake in intakes:
+                    intake.close()
+            assert local.uploads() == []
+
+    asyncio.run(run())
+
+
+def test_an_index_that_says_it_again_and_again(tmp_path: Path) -> None:
+    """Each content is looked at once, however often it is named."""
+    body = manifest(LAYER)
+    again = json.loads(index(body))
+    again["manifests"] *= 20_000
+
+    def read_it() -> int:
+        return len(read(json.dumps(again).encode(), "", Tag("1")).manifests)
+
+    assert read_it() == 1
+
+
+def test_deleted_while_it_is_tagged(tmp_path: Path) -> None:
+    """A push that tags what another client deletes is before that or after it: no tag is left that leads nowhere."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            digest = await local.push("a", "1", LAYER)
+            body = manifest(LAYER)
+            store = Store(local.layout, local.core.blobs)
+            link = store.manifest(Repository("a"), Digest.parse(digest))
+            assert link is not None
+            async with asyncio.TaskGroup() as group:
+                with linking(local.layout):  # a push that has looked at all that it needs
+                    deleting = group.create_task(asyncio.to_thread(store.delete, Repository("a"), link))
+                    await asyncio.wait([deleting], timeout=0.5)
+                    store.links.give("local", Repository("a"), Tag("2"), link)
+            assert (await local.ask("GET", "/v2/a/tags/list")).json["tags"] == []
+            assert (await local.push_manifest("a", "2", body)).status == 201
+
+    asyncio.run(run())
+
+
+def test_one_manifest_is_read_at_a_time(tmp_path: Path) -> None:
+    """And not by the event loop: one that is small on the wire may be large in memory, and take its time."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            await local.push_blob("a", CONFIG)
+            reading = local.registry._threads.reading
+            async with asyncio.TaskGroup() as group:
+                with reading:
+                    pushing = group.create_task(local.push_manifest("a", "1", manifest()))
+                    done, _ = await asyncio.wait([pushing], timeout=0.3)
+                    assert done == set()
+            assert pushing.result().status == 201
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.rights import ANYONE
-from tests.local.registry import CONFIG, OCTETS, Local, digest_of, manifest
+from tests.local.registry import CONFIG, OCTETS, Local, digest_of, index, manifest
 
 LAYER = b"a layer" * 1000
 DIGEST = digest_of(LAYER)
@@ -133,6 +133,45 @@ def test_frozen(tmp_path: Path) -> None:
             assert (await local.push_manifest("a", "1", good)).status == 201
             assert (await local.push_manifest("a", "2", other)).status == 201
             assert (await local.ask("GET", "/v2/a/manifests/1")).body == good
+
+    asyncio.run(run())
+
+
+def test_what_others_tags_need_is_theirs(tmp_path: Path) -> None:
+    """Who may push some tags of a repository deletes nothing by its digest that the other tags need."""
+    rows = """
+[[policy]]
+registry = "local"
+repository = "app"
+tag = "prod-*"
+users = ["ci"]
+[[policy]]
+registry = "local"
+repository = "app"
+tag = "prod-*"
+action = "deny"
+"""
+
+    async def run() -> None:
+        async with Local(tmp_path, more=users_file(tmp_path) + rows) as local:
+            for content in (CONFIG, LAYER):
+                await local.push_blob("app", content, user="ann")
+            child, mine = manifest(LAYER), manifest(CONFIG)
+            top = index(child)
+            for body in (child, mine):
+                assert (await local.push_manifest("app", digest_of(body), body, user="ann")).status == 201
+            assert (await local.push_manifest("app", "prod-1", top, user="ann")).status == 403
+            assert (await local.push_manifest("app", "prod-1", top, user="ci")).status == 201
+            assert (await local.push_manifest("app", "dev", mine, user="ann")).status == 201
+            theirs = [f"manifests/{digest_of(top)}", f"manifests/{digest_of(child)}", f"blobs/{DIGEST}"]
+            for what in theirs:
+                refused = await local.ask("DELETE", f"/v2/app/{what}", user="ann")
+                assert (refused.status, refused.code) == (403, "DENIED")
+                assert "local/app:prod-1" in refused.message
+            assert (await local.ask("GET", "/v2/app/manifests/prod-1", user="ci")).body == top
+            assert (await local.ask("DELETE", f"/v2/app/manifests/{digest_of(mine)}", user="ann")).status == 202
+            for what in theirs:
+                assert (await local.ask("DELETE", f"/v2/app/{what}", user="ci")).status == 202
 
     asyncio.run(run())
 

@@ -84,3 +84,16 @@ def test_a_reload_reads_it_again(tmp_path: Path, upstream: LyingUpstream, corpor
         assert answer["ok"] is False
         assert "do not belong together" in str(answer["message"])
         assert shown(served, OTHER, roots) == after
+
+
+def test_localhost_is_for_clear_text(tmp_path: Path, upstream: LyingUpstream) -> None:
+    """Docker and skopeo try TLS first: they get no certificate, and nobody reads of a refusal each time."""
+    with process(tmp_path / "data", upstream, more='[local]\nnames = ["localhost"]\n') as served:
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            shown(served, "localhost", served.ca_file.read_bytes())
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            shown(served, "evil.example", served.ca_file.read_bytes())
+        served.log.wait(1, outcome="REFUSED")
+        assert [line["reason"] for line in served.log.select()] == [
+            "server name 'evil.example' is not a registry this cache serves"
+        ]

@@ -96,6 +96,21 @@ def test_said_at_the_start(app: App) -> None:
     assert facts.base in text
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [('["localhost:5000", "registry.lan"]', "localhost:5000"), ('["mine/"]', "{mirror}/mine")]
+)
+def test_how_to_push(tmp_path: Path, names: str, told: str) -> None:
+    """The banner has the name by which images are pushed, where the cache is their registry."""
+    file = tmp_path / "config.toml"
+    file.write_text(f'data_dir = "{tmp_path / "data"}"\n[local]\nnames = {names}\n')
+    app = App(load(file=file, environ={}, flags={f"listen.{name}": "127.0.0.1:0" for name in LISTENERS}))
+    try:
+        mirror = Facts.of(app.config, app.authority, app.bound.addresses(), own_address()).places["mirror"]
+        assert f"docker push {told.format(mirror=mirror)}/app\n" in "\n".join(banner(app, own_address()))
+    finally:
+        app.close()
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("dist")
