@@ -111,9 +111,11 @@ class Contents:
         return Link(what.digest, media_type, what.size)
 
     async def _fetch(self, place: Place, what: Descriptor, room: str, call: Call, note: Callable[[int], None]) -> bool:
+        known = self._links.holds(place.registry.name, place.repository, what.digest)
+
         async def ask() -> None:
-            if self._links.holds(place.registry.name, place.repository, what.digest) is None:
-                await self._prove(place, what, room)
+            nonlocal known
+            known = known or await self._prove(place, what, room)
 
         def landed(link: Link) -> None:
             self._links.hold(place.registry.name, place.repository, replace(link, origin=Origin.SYNCED))
@@ -134,8 +136,9 @@ class Contents:
         if isinstance(boarding, Landed):
             size = boarding.blob.size
             boarding.blob.close()
-            note(size)  # it was not here a moment ago
-            await self.hold(place, Link(what.digest, what.media_type if room == MANIFESTS else OCTETS, size))
+            note(size)  # it was not here a moment ago: it came for another repository
+            assert known is not None, "nothing is given that was not asked for"
+            await self.hold(place, replace(known, size=size))
             return False
         passenger = boarding.passenger
         try:
@@ -146,7 +149,8 @@ class Contents:
         await self._land(what.digest)
         held = self._links.holds(place.registry.name, place.repository, what.digest)
         if held is None or held.origin is not Origin.SYNCED:  # it came by somebody else's request
-            await self.hold(place, Link(what.digest, head.media_type if room == MANIFESTS else OCTETS, head.size))
+            media_type = (head.media_type or (known or held or what).media_type) if room == MANIFESTS else OCTETS
+            await self.hold(place, Link(what.digest, media_type, head.size))
         return True
 
     async def _land(self, digest: Digest) -> None:

@@ -117,12 +117,20 @@ class Contents:
         passenger = boarding.passenger
         if boarding.first and not fills:
             await self._gate.grant(request, repository)
-        head = Head(passenger.head.size, _type_in_flight(passenger.head, request))
+        head = self._head_in_flight(request, repository, digest, passenger.head)
         outcome, reason = ("MISS", "not cached") if boarding.first else ("JOINED", "already being fetched")
         reason = boarding.reason or reason
         response = content(request, digest, passenger, head, outcome=outcome, reason=reason)
         response.bytes_in = head.size if boarding.first else 0
         return response
+
+    def _head_in_flight(self, request: Request, repository: Repository, digest: Digest, head: Head) -> Head:
+        """A manifest's type is what upstream has said; where the writer's word is gone with it, what the link says."""
+        if not isinstance(request.operation, Manifest):
+            return Head(head.size, _media_type(None, request))
+        if head.media_type:
+            return head
+        return Head(head.size, _media_type(self._links.holds(request.registry.name, repository, digest), request))
 
     def _check_fill(self, request: Request, digest: Digest, ruling: Ruling) -> None:
         if not (ruling.may_fill or self._blobs.has(digest)):
@@ -151,7 +159,3 @@ def _media_type(link: Link | None, request: Request) -> str:
     if isinstance(request.operation, Manifest) and link is not None:
         return link.media_type
     return "application/octet-stream"
-
-
-def _type_in_flight(head: Head, request: Request) -> str:
-    return head.media_type if isinstance(request.operation, Manifest) else "application/octet-stream"

@@ -86,9 +86,14 @@ class Flight:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def announce(self) -> None:
-        """Called by the writer's thread: the file has changed."""
-        self._loop.call_soon_threadsafe(self.observe)
+    def announce(self, head: Head | None) -> None:
+        """Called by the writer's thread: the file has changed. Its note is gone once it has ended, so that its head is
+        told here."""
+        self._loop.call_soon_threadsafe(self._hear, head)
+
+    def _hear(self, head: Head | None) -> None:
+        self.head = self.head or head
+        self.observe()
 
     async def changed(self) -> None:
         """Wait until the readers are woken next."""

@@ -21,8 +21,15 @@ class Writer:
     """Brings one generation to its end, in a download thread. Owns the part's lock."""
 
     def __init__(
-        self, spool: Spool, part: Part, supply: Supply, announce: Callable[[], None], *, stopped: Callable[[], bool]
+        self,
+        spool: Spool,
+        part: Part,
+        supply: Supply,
+        announce: Callable[[Head | None], None],
+        *,
+        stopped: Callable[[], bool],
     ) -> None:
+        """`announce` is told that the file has changed, and of its head once that is known."""
         self._spool = spool
         self._part = part
         self._supply = supply
@@ -43,7 +50,7 @@ class Writer:
             self._run()
         finally:
             self._part.close()  # unlocks, last
-            self._announce()
+            self._announce(None)
 
     def _run(self) -> None:
         try:
@@ -85,7 +92,7 @@ class Writer:
         """The size is known: tell the readers, in other processes too."""
         self._check_room(head.size)
         self._spool.write_note(self._part, head)
-        self._announce()
+        self._announce(head)
 
     def take(self, data: bytes) -> None:
         """Append; wake the readers now and then."""
@@ -98,7 +105,7 @@ class Writer:
         now = time.monotonic()
         if self._size - size >= NOTICE_BYTES or now - when >= NOTICE_SECONDS:
             self._noticed = (self._size, now)
-            self._announce()
+            self._announce(None)
 
     def _check_room(self, missing: int) -> None:
         self._checked = self._size
