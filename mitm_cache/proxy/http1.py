@@ -88,8 +88,6 @@ class Framing:
             position += len(line)
             written = self._read(data, written)
         kept += bytes(data[position:])
-        if not self.ended and len(kept) > MAX_HEAD:
-            raise ClientError("a line of the body's framing has no end", status=431)
         return written
 
     def _read(self, data: memoryview, written: int) -> int:
@@ -103,6 +101,8 @@ class Framing:
                     self._end()
         except h11.ProtocolError as error:
             raise ClientError(f"the body is not framed as HTTP/1.1 has it: {error}") from error
+        if not self.ended and len(self._server.buf) > MAX_HEAD:
+            raise ClientError("a line of the body's framing has no end", status=431)
         return written
 
     def _end(self) -> None:
