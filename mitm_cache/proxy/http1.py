@@ -49,6 +49,11 @@ class OneWriteServer(Http1Server):
         yield from super().read_headers(event)
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        reader, received = self.body_reader, self.buf._data
+        between = isinstance(reader, ChunkedReader) and not reader._bytes_in_chunk
+        if between and len(received) > MAX_HEAD and received.find(b"\n", 0, MAX_HEAD) < 0:
+            yield commands.CloseConnection(self.conn)  # h11 would wait for the end of the line, however long it is
+            return
         try:
             yield from super().read_body(event)
         except NotImplementedError:
