@@ -52,8 +52,7 @@ class OneWriteServer(Http1Server):
         reader, received = self.body_reader, self.buf._data
         between = isinstance(reader, ChunkedReader) and not reader._bytes_in_chunk
         if between and len(received) > MAX_HEAD and received.find(b"\n", 0, MAX_HEAD) < 0:
-            yield commands.CloseConnection(self.conn)  # h11 would wait for the end of the line, however long it is
-            return
+            return  # the limit of the buffer refuses it; h11 would take it, however long it is, once it has an end
         try:
             yield from super().read_body(event)
         except NotImplementedError:
