@@ -1,13 +1,23 @@
 """What clients are answered: upstream's own words, content with its headers, or an error document of the cache."""
 
+import re
+from dataclasses import replace
 from http import HTTPStatus
 
 from mitm_cache.cache.blobs import Blob
 from mitm_cache.cache.entry import Head, Link
-from mitm_cache.errors import IntegrityError, LoginError, MitmCacheError, OfflineError, StoreError, UpstreamError
+from mitm_cache.errors import (
+    IntegrityError,
+    LoginError,
+    MitmCacheError,
+    OfflineError,
+    StoreError,
+    TokenError,
+    UpstreamError,
+)
 from mitm_cache.oci import problem
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.operation import Manifest
+from mitm_cache.oci.operation import Manifest, Upload, repository_of
 from mitm_cache.rights import Verdict, judge
 from mitm_cache.upstream.curl import Answer
 from mitm_cache.wire.basic import CHALLENGE
@@ -21,6 +31,9 @@ SMALL = 64 << 10
 NOT_PASSED_BACK = HOP_BY_HOP | {"content-length", "via", "alt-svc", "strict-transport-security", "content-encoding"}
 """An upstream answer's headers that are about the connection or the host, not about the content."""
 
+_ETAG = re.compile(r'(?:W/)?("[^"]*")')
+_CONTENT = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+_OF_CONTENT = frozenset({"content-length", "content-type", "content-range", "accept-ranges"})
 NOT_RELAYED = NOT_PASSED_BACK - {"content-length", "content-encoding"}
 """The same of an answer whose body is passed on as it is."""
 
@@ -31,9 +44,25 @@ def explain(error: MitmCacheError, request: Request | None) -> Response:
     if isinstance(error, UpstreamError) and error.retry_after:
         headers.append(("Retry-After", error.retry_after))
     if isinstance(error, LoginError):
-        headers.append(("WWW-Authenticate", CHALLENGE))
+        headers.append(("WWW-Authenticate", _challenge(error, request)))
     mine = isinstance(error, UpstreamError | IntegrityError | StoreError) and not isinstance(error, OfflineError)
     return _problem(error, headers, request, outcome="ERROR" if mine else "REFUSED")
+
+
+def _challenge(error: LoginError, request: Request | None) -> str:
+    """How to log in: by a token where the cache has such, and by a password otherwise."""
+    if request is None or request.realm is None:
+        return CHALLENGE
+    scope, repository = "", repository_of(request.operation)
+    if repository is not None:
+        reads = request.method in ("GET", "HEAD") and not isinstance(request.operation, Upload)
+        scope = f"repository:{request.given}{repository}:{'pull' if reads else 'pull,push'}"
+    if isinstance(error, TokenError):
+        return request.realm.challenge(scope=scope, error="invalid_token", reason=error.message)
+    if request.bearer:
+        # Its token is good, and not enough: without this clients would try others in vain, and Docker shows no reason.
+        return request.realm.challenge(scope=scope, error="insufficient_scope", reason=error.message)
+    return request.realm.challenge(scope=scope)
 
 
 def _problem(error: MitmCacheError, headers: list[tuple[str, str]], request: Request | None, outcome: str) -> Response:
@@ -123,6 +152,22 @@ def content(request: Request, digest: Digest, source: Source, head: Head, *, out
         reason=reason,
         digest=str(digest),
     )
+
+
+def unless_known(response: Response, request: Request) -> Response:
+    """The answer, or 304 in place of content that the client has, as its If-None-Match says (RFC 9110, 13.1.2).
+
+    `*` is passed over: it names no content that the client has.
+    """
+    given = request.headers.get_all("if-none-match")
+    etag = response.headers.get("etag")
+    if not given or etag is None or response.status not in _CONTENT or request.method not in ("GET", "HEAD"):
+        return response
+    if etag.removeprefix("W/") not in _ETAG.findall(",".join(given)):
+        return response
+    response.close()
+    headers = response.headers.without(_OF_CONTENT)
+    return replace(response, status=HTTPStatus.NOT_MODIFIED, headers=headers, body=b"")
 
 
 def _small_body(source: Source, span: Span) -> bytes | None:

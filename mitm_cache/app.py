@@ -28,12 +28,13 @@ from mitm_cache.proxy.engine import Engine
 from mitm_cache.proxy.front import Front
 from mitm_cache.proxy.intercept import Intercept, LocalNames
 from mitm_cache.proxy.layer import DeliveryLayer
+from mitm_cache.proxy.logins import Logins
 from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.receive import Receive
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
 from mitm_cache.tasks import Tasks
-from mitm_cache.users import Users
+from mitm_cache.users import OwnTokens, Users
 from mitm_cache.welcome.facts import Facts as PublicFacts
 from mitm_cache.welcome.facts import own_address
 from mitm_cache.welcome.pages import Current
@@ -55,6 +56,9 @@ class App:
         self.custody = Custody.open(config.ca_dir, permitted=config.permitted_names(), clock=_now)
         self._given = GivenCertificate.open(config.local.cert, config.local.key, config.known.local_hosts)
         self.users = Users.open(config.users_file) if config.users_file is not None else None
+        self._tokens = None
+        if self.users is not None and config.local.names:
+            self._tokens = OwnTokens.open(self.layout.token_key, self.users, issuer=self.layout.identity)
         self._alone = bound is None
         self.bound: Bound = bind_all(config) if bound is None else bound
         self.journal = Journal()
@@ -83,10 +87,11 @@ class App:
                 self.config,
                 self.layout,
                 listeners=[(address, port) for _, address, port in self.bound.addresses()],
-                start=tasks.start,
+                start=tasks.attempt,
                 journal=self.journal,
                 stopping=self._stopping,
                 first=self._alone,
+                tokens=self._tokens,
             )
             self.numbers.quotas = core.leg.client.quotas.all
             stack.callback(core.close)
@@ -107,7 +112,7 @@ class App:
                 ways=listeners.ways,
                 own=self.config.names,
                 pages=welcome.answer,
-                users=self.users,
+                logins=Logins(self.users, self._tokens),
             )
             self._engine = engine = Engine()
             intercept = Intercept(

@@ -6,8 +6,9 @@ Every key is described in `docs/configuration.md`. An error names the key, the v
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,13 @@ def _read(file: Path | None) -> dict[str, Any]:
         return {}
     path = file or SYSTEM_FILE
     try:
-        return tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text())
+        repr(tree)  # any value may be shown in an error: a number that is too long for that has to tell now
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # tomllib lets int() and its own depth speak for themselves
         raise ConfigError(f"configuration {path} is not TOML: {error}") from error
+    return tree
 
 
 def _overlay_environment(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -183,6 +186,10 @@ class _Reader:
 
     def __contains__(self, name: str) -> bool:
         return name in self._table
+
+    def copy(self) -> dict[str, Any]:
+        """What has not been taken, as it was written."""
+        return dict(self._table)
 
     def finish(self, allowed: str) -> None:
         if self._table:
@@ -226,6 +233,8 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         policy=top.take("policy", lambda key, value: read_rules(key, value, known), ()),
     )
     if taken := next((name for name in config.names if known.find(name)), None):
+        if taken in local.names:
+            raise ConfigError(f"local.names: {taken!r} is the cache's own, by names; take another, or one with a port")
         raise ConfigError(f"names: {taken!r} is a registry; the cache's own names are others")
     top.finish(", ".join((*_TOP_KEYS, *_SECTIONS, "registries", "policy", "sync")))
     for name, reader in section.items():
@@ -298,9 +307,10 @@ _REGISTRY_KEYS = (
 
 
 def _local(reader: _Reader) -> Local:
+    written, default = reader.copy(), Local()
     local = Local(
         names=reader.take("names", _local_names, ()),
-        max_size=reader.take("max_size", parsing.limit, Local().max_size),
+        max_size=reader.take("max_size", parsing.limit, default.max_size),
         daemon=reader.take("daemon", _daemon, ""),
         cert=reader.take("cert", parsing.file, None),
         key=reader.take("key", parsing.file, None),
@@ -308,6 +318,10 @@ def _local(reader: _Reader) -> Local:
     if (local.cert is None) != (local.key is None):
         there, missing = ("cert", "key") if local.key is None else ("key", "cert")
         raise ConfigError(f"local.{missing} is missing: local.{there} is one half of a certificate and its key")
+    idle = [name for name in ("max_size", "daemon", "cert", "key") if getattr(local, name) != getattr(default, name)]
+    if idle and not local.names:
+        need = "the registry for images of one's own, which local.names makes: set that too, such as 'localhost:5000'"
+        raise ConfigError(f"local.{idle[0]}: {written[idle[0]]!r} does nothing without {need}")
     return local
 
 
@@ -368,11 +382,15 @@ def _registries(tables: dict[str, Any], local: Local) -> tuple[Known, dict[str, 
         if upstreams[base.name].rights is Rights.SHARED and not upstreams[base.name].credentials:
             raise ConfigError(f'{key}.rights: "shared" shares the credential of {key}.credentials, and there is none')
         reader.finish(", ".join(_REGISTRY_KEYS))
-    _refuse_shared_names(registries.values())
+    _refuse_shared_names(local, registries.values())
     return Known(registries.values()), upstreams
 
 
-def _refuse_shared_names(registries: Any) -> None:
+def _refuse_shared_names(local: Local, registries: Collection[Registry]) -> None:
+    for host, other in product(local.names, registries):
+        if not other.is_local and other.has(host):
+            free = "take one that is nobody's, such as 'registry.corp.example', 'localhost:5000' or 'mine/'"
+            raise ConfigError(f"local.names: {host!r} belongs to the registry {other.name}; {free}")
     owners: dict[str, str] = {}
     for registry in registries:
         key = "local.names" if registry.is_local else f"registries.{registry.name}"

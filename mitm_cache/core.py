@@ -25,6 +25,7 @@ from mitm_cache.local.store import Store
 from mitm_cache.policy import Policy
 from mitm_cache.pull_through import PullThrough
 from mitm_cache.pull_through.knowledge import Knowledge
+from mitm_cache.registries import LOCAL
 from mitm_cache.relay import Relay
 from mitm_cache.rights import Modes, Verdicts, begin
 from mitm_cache.upstream import rules
@@ -36,6 +37,7 @@ from mitm_cache.upstream.dial import Dialer
 from mitm_cache.upstream.flight import Start
 from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.tokens import Tokens
+from mitm_cache.users import OwnTokens
 from mitm_cache.wire.message import Handler, Request, Response
 
 logger = logging.getLogger(__name__)
@@ -63,10 +65,12 @@ class Core:
         stopping: threading.Event | None = None,
         first: bool = True,
         credentials: Credentials | None = None,
+        tokens: OwnTokens | None = None,
     ) -> None:
         """`listeners`: the addresses that clients reach us by; `start` begins a task of the service; `stopping` may be
         set, from any thread, some time before `close` is called; `first`: whether the service starts with this, and has
-        not been begun already by a process that has several of these; `credentials`: others than the configuration's.
+        not been begun already by a process that has several of these; `credentials`: others than the configuration's;
+        `tokens`: what the local registry gives out to clients.
 
         Raises MitmCacheError.
         """
@@ -86,7 +90,7 @@ class Core:
             self.known = known = Knowledge.open(layout, index, verdicts)
             self.blobs, self.links = known.blobs, known.links
             self._sweeper = Sweeper(layout=layout, blobs=self.blobs, links=self.links, limit=config.max_size.of)
-            self._room = Room(layout.spool, least=config.min_free.of, sweep=self._sweeper.sweep)
+            self._room = Room(layout.spool, least=config.min_free.of, sweep=partial(self._sweeper.sweep, whole=True))
             self.spool = spool = Spool(layout.spool, self.blobs, self._room)
             proofs = Proofs(self.blobs, Quarantine(layout.quarantine, self.blobs), stopped=self._stopping.is_set)
             stack.callback(proofs.close)
@@ -138,6 +142,7 @@ class Core:
                     proofs=proofs,
                     room=self._room,
                     limit=lambda: config.local.max_size.of(self._size()),
+                    tokens=tokens,
                     demand=_demand(config, layout, Store(layout, known.blobs), index, start),
                 )
                 stack.callback(self.local.close)
@@ -237,4 +242,5 @@ class _Arrived:
         self.count = 0
 
     def __call__(self, event: Event) -> None:
-        self.count += event.bytes_in
+        if event.registry != LOCAL:  # what is pushed has a limit of its own
+            self.count += event.bytes_in

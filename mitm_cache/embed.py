@@ -1,9 +1,8 @@
 """Joining our classes to a stock mitmproxy: each script of `addons/` is one job, and all jobs of one mitmproxy share
 the configuration, the journal and the cache."""
 
-import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
@@ -23,9 +22,11 @@ from mitm_cache.journal import Journal
 from mitm_cache.proxy.deliver import Pump
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.guest import Arrivals, GuestServe, Seat
+from mitm_cache.proxy.logins import Logins
 from mitm_cache.proxy.receive import Receive
 from mitm_cache.proxy.upgrade import Crossings
-from mitm_cache.users import Users
+from mitm_cache.tasks import Attempts
+from mitm_cache.users import OwnTokens, Users
 from mitm_cache.wire.message import Handler
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,11 @@ class Shared:
         """Flows of which the journal has been told already."""
         self._read: tuple[str, str] | None = None
         self._config: Config | None = None
-        self._tasks = _Tasks()
+        self._tasks = Attempts()
         self._core: Core | None = None
         self._door: Door | None = None
         self._users: Users | None = None
+        self._tokens: OwnTokens | None = None
 
     @classmethod
     def of(cls, master: Master) -> "Shared":
@@ -83,12 +85,18 @@ class Shared:
         """The cache and the upstream leg. Raises MitmCacheError."""
         if self._core is None:
             config = self.config
+            layout = open_layout(config.data_dir)
+            if config.users_file is not None:
+                self._users = Users.open(config.users_file)
+                if config.local.names:
+                    self._tokens = OwnTokens.open(layout.token_key, self._users, issuer=layout.identity)
             self._core = Core(
                 config,
-                open_layout(config.data_dir),
+                layout,
                 listeners=list(self._listeners()),
                 start=self._tasks.start,
                 journal=self.journal,
+                tokens=self._tokens,
             )
             self._tasks.start(self._core.sweep_regularly())
         return self._core
@@ -97,14 +105,13 @@ class Shared:
     def door(self) -> Door:
         """The one door of all flows that we answer. Raises MitmCacheError."""
         if self._door is None:
-            if self.config.users_file is not None:
-                self._users = Users.open(self.config.users_file)
+            core = self.core
             self._door = Door(
                 known=self.config.known,
                 journal=self.journal,
-                via=self.core.via,
+                via=core.via,
                 ways=self.arrivals.ways,
-                users=self._users,
+                logins=Logins(self._users, self._tokens),
             )
         return self._door
 
@@ -137,7 +144,7 @@ class Shared:
             core, self._core, self._door = self._core, None, None
             if core is not None:
                 core.close()
-            users, self._users = self._users, None
+            users, self._users, self._tokens = self._users, None, None
             if users is not None:
                 users.close()
             self._tasks.cancel()
@@ -217,24 +224,3 @@ class Answering(Job):
     def answers(self, core: Core) -> Handler:
         """Who answers pulls."""
         raise NotImplementedError
-
-
-class _Tasks:
-    """Tasks that end with the last job."""
-
-    def __init__(self) -> None:
-        self._started: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._started.add(task)
-        task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._started.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task failed", exc_info=error)
-
-    def cancel(self) -> None:
-        for task in list(self._started):
-            task.cancel()

@@ -34,6 +34,10 @@ class LoginError(ClientError):
     code = "UNAUTHORIZED"
 
 
+class TokenError(LoginError):
+    """A token that is none of this cache, or none any more: the client is to get another one, and to ask again."""
+
+
 class UpstreamError(MitmCacheError):
     """A registry, or a host it redirects to, cannot be reached or answers nonsense.
 

@@ -14,7 +14,8 @@ from typing import TextIO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A request that has ended. `time` is seconds of the epoch; `*_ms` are milliseconds, `bytes_*` are of bodies."""
+    """A request that has ended. `time` is seconds of the epoch; `*_ms` are milliseconds, `bytes_*` are of bodies:
+    to the client, and from upstream, or of a push to the local registry from the client."""
 
     time: float
     listener: str

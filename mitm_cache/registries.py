@@ -32,6 +32,15 @@ class Registry:
         """The names that nodes know it by: all but `local`, which is a word of this cache alone."""
         return tuple(name for name in self.names if name != LOCAL)
 
+    def has(self, host: str) -> bool:
+        """Whether a host (with `:port` where it has one) is its own, or issues its tokens. The hosts of a registry of
+        the table are its own on every port."""
+        name, _, port = host.partition(":")
+        taken = {*self.names, *self.auth_hosts}
+        if any(self.name == public.name for public in TABLE):
+            return name in {each.partition(":")[0] for each in taken}
+        return host in taken or (port == str(HTTPS) and name in taken)
+
     @property
     def is_local(self) -> bool:
         """Whether this is the registry that the cache itself is, and no other one is asked."""

@@ -105,12 +105,12 @@ class Relay:
         registry = request.registry.name
         if isinstance(request.operation, Manifest):
             repository, reference = request.operation.repository, request.operation.reference
-            await self._leg.run(lambda: self._pushed.keep(registry, repository, reference))
+            await self._leg.record(lambda: self._pushed.keep(registry, repository, reference))
         match request.operation:
             case Manifest(repository, Tag() as tag):
-                await self._leg.run(lambda: self._links.untag(registry, repository, tag))
+                await self._leg.record(lambda: self._links.untag(registry, repository, tag))
             case Manifest(repository, Digest() as digest) | Blob(repository, digest):
-                await self._leg.run(lambda: self._links.drop(registry, repository, digest))
+                await self._leg.record(lambda: self._links.drop(registry, repository, digest))
             case _:
                 pass  # nothing is known of anything else
 

@@ -6,14 +6,21 @@ is marked `@pytest.mark.may_skip("why")`. Expected failures (`xfail`) are not sk
 """
 
 import os
+import signal
 from collections.abc import Generator
 
 import hypothesis
 import pytest
 
+from tests.pulling import cache, client, upstream  # noqa: F401 - fixtures, for every module that has none of its own
+
 # A loaded machine is no failure of what is tested.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
+
+# A shell has what it starts in the background ignore Ctrl-C, and programs that tests start and interrupt inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -66,12 +66,17 @@ class Stored:
 
     def _keep(self, registry: str, repository: Repository, link: Link, content: bytes, age: float) -> None:
         self.links.hold(registry, repository, link)
-        path = self.blobs.path(link.digest)
-        if not path.exists():
-            draft = self.root / "draft"
-            draft.write_bytes(content)
-            self.blobs.adopt(link.digest, draft)
+        if not self.blobs.path(link.digest).exists():
+            self.keep(content)
         self.use(link.digest, age)
+
+    def keep(self, content: bytes) -> Digest:
+        """A blob, without a link."""
+        digest = Digest.of(content)
+        draft = self.root / "draft"
+        draft.write_bytes(content)
+        self.blobs.adopt(digest, draft)
+        return digest
 
     def use(self, digest: Digest, age: float) -> None:
         """A blob was last used so many seconds ago."""

@@ -36,6 +36,7 @@ NEIGHBOURS = {
     ("users", "parsing"),
     ("pull_through", "answers"),
     ("relay", "answers"),
+    ("doctor", "local"),  # how much is pushed, and its daemon
     ("local", "answers"),
     ("local", "pull_through"),  # what is known, and pages of lists
     ("app", "listening"),

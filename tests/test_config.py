@@ -70,6 +70,8 @@ KEYS: dict[str, tuple[str, str, str, object]] = {
 }  # fmt: skip
 HALVES = {"local.cert": "local.key", "local.key": "local.cert"}
 """Keys that are nothing without the other."""
+OF_LOCAL = tuple(key for key in KEYS if key.startswith("local.") and key != "local.names")
+"""Keys that are nothing without `local.names`."""
 every_key = pytest.mark.parametrize("key", KEYS)
 
 
@@ -84,7 +86,8 @@ def variable(key: str) -> str:
 
 def beside(key: str) -> dict[str, str]:
     """The environment that a key needs."""
-    return {variable(HALVES[key]): "/etc/other"} if key in HALVES else {}
+    half = {variable(HALVES[key]): "/etc/other"} if key in HALVES else {}
+    return half | ({variable("local.names"): "x.example"} if key in OF_LOCAL else {})
 
 
 def test_the_table_above_is_complete() -> None:
@@ -272,6 +275,7 @@ def test_environment_over_no_table(tmp_path: Path) -> None:
         pytest.param(b"a = [", "is not TOML", id="syntax"),
         pytest.param(b"a = '\xff'", "is not TOML", id="not UTF-8"),
         pytest.param(b"a = " + b"9" * 5000, "is not TOML", id="a number without end"),
+        pytest.param(b"data_dir = 0x" + b"9" * 5000, "is not TOML", id="a number that cannot be shown"),
         pytest.param(b"a = " + b"[" * 50_000, "is not TOML", id="nested without end"),
     ],
 )
@@ -578,15 +582,45 @@ def test_no_local_names(empty: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '[local]\nnames = ["a.example:5000"]\n[registries."a.example"]',
+        '[local]\nnames = ["docker.proxy:5000"]',
+        '[local]\nnames = ["docker.io.example"]',
+        '[local]\nnames = []\nmax_size = "15%"\ndaemon = ""\ncert = ""\nkey = ""',
+    ],
+)
+def test_good_local_names(tmp_path: Path, text: str) -> None:
+    """Another port of a host of one's own is another registry; what is empty is as if it were not there."""
+    load(file=write(tmp_path, text), environ={})
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[local]\nnames = ["quay.io"]', "local.names: quay.io already means the registry quay.io; take another"),
+        ('[local]\nnames = ["quay.io"]', "local.names: 'quay.io' belongs to the registry quay.io; take one that is"),
+        ('[local]\nnames = ["quay.io:5000"]', "'quay.io:5000' belongs to the registry quay.io"),
+        ('[local]\nnames = ["quay.io/"]', "local.names: quay.io already means the registry quay.io"),
+        ('[local]\nnames = ["docker.io"]', "'docker.io' belongs to the registry docker.io"),
+        ('[local]\nnames = ["a.example", "Docker.io:5000"]', "'docker.io:5000' belongs to the registry docker.io"),
+        ('[local]\nnames = ["registry-1.docker.io:443"]', "belongs to the registry docker.io"),
+        ('[local]\nnames = ["index.docker.io:80"]', "belongs to the registry docker.io"),
+        ('[local]\nnames = ["registry.hub.docker.com"]', "belongs to the registry docker.io"),
+        ('[local]\nnames = ["auth.docker.io"]', "belongs to the registry docker.io"),
+        ('[local]\nnames = ["k8s.gcr.io"]', "belongs to the registry registry.k8s.io"),
+        ('[local]\nnames = ["a.example:443"]\n[registries."a.example"]', "belongs to the registry a.example"),
+        ('[local]\nnames = ["b.example"]\n[registries."a.example"]\naliases = ["b.example"]', "'b.example' belongs to"),
+        ('[local]\nnames = ["b.example"]\n[registries."a.example"]\nauth_hosts = ["b.example"]', "'b.example' belongs"),
         ('[local]\nnames = ["a/b/"]', "'a/b/' is neither a host, as 'localhost:5000', nor a path prefix"),
         ('[local]\nnames = ["/"]', "'/' is neither a host"),
         ('[local]\nnames = ["http://localhost:5000"]', "'http://localhost:5000' is neither a host"),
         ('[local]\nnames = ["library/"]', "'library' is no path part of its own"),
         ('[local]\nnames = ["under_score"]', "'under_score' is not a host name"),
-        ('[local]\nnames = ["docker.proxy"]', "names: 'docker.proxy' is a registry"),
+        ('[local]\nnames = ["docker.proxy"]', "local.names: 'docker.proxy' is the cache's own, by names"),
+        ('[local]\nmax_size = "5G"', "local.max_size: '5G' does nothing without the registry for images of one's own"),
+        ('[local]\nmax_size = "16%"', "local.max_size: '16%' does nothing"),
+        ('[local]\nnames = []\ndaemon = "tcp://h:1"', "local.daemon: 'tcp://h:1' does nothing without the registry"),
+        ('[local]\ncert = "/a"\nkey = "/b"', "local.cert: '/a' does nothing without the registry"),
         ('[local]\ncert = "/a"', "local.key is missing"),
         ('[local]\nkey = "/a"', "local.cert is missing"),
         ('[local]\ndaemon = "tcp://h"', "'tcp://h' is not unix:///PATH"),

@@ -32,22 +32,9 @@ def newer() -> Image:
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, image, "1")
-        yield upstream
-
-
-@pytest.fixture
 def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
     with in_thread(tmp_path / "data", upstream, more=MINUTE) as cache:
         yield cache
-
-
-@pytest.fixture
-def client(cache: Threaded) -> Iterator[Client]:
-    with cache.client() as client:
-        yield client
 
 
 def is_there(incoming: Incoming, proceed: Proceed) -> Answer:

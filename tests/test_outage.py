@@ -10,6 +10,7 @@ import pytest
 from mitm_cache import rights
 from mitm_cache.demo.access import Access
 from mitm_cache.demo.image import INDEX, KIB, Image, generate
+from mitm_cache.pull_through import unknown
 from mitm_cache.upstream import leg
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
@@ -35,18 +36,6 @@ def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
         upstream.registry.put(PUBLIC, image, "1")
         upstream.registry.put(PRIVATE, image, "1")
         yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
-
-
-@pytest.fixture
-def client(cache: Threaded) -> Iterator[Client]:
-    with cache.client() as client:
-        yield client
 
 
 def token(client: Client, repository: str, user: str = "") -> dict[str, str]:
@@ -172,6 +161,21 @@ def test_a_repository_that_was_public(
     assert client.get(TAG, token(client, PUBLIC, "ann")).status == 200
     folder = cache.data / "links" / cache.registry / PUBLIC / "_readers"
     wait_until(lambda: not any(folder.iterdir()), "the end of what was known of strangers")
+    upstream.stop()
+    assert client.get(TAG, ANY).status == 403
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_repository_that_was_public_for_strangers(
+    cache: Threaded, client: Client, upstream: LyingUpstream, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """However a registry says no to a stranger about a tag that was there, it is the last word while it is away."""
+    client.get(TAG, ANY)
+    wait_for_readers(cache)
+    monkeypatch.setattr(rights, "LONGEST", 0.0)  # the minutes of the verdict are over
+    monkeypatch.setattr(unknown, "KEEP_SECONDS", -1.0)  # and the seconds of a 404
+    upstream.lie("tag", faults.refuse(status))
+    assert client.get(TAG, ANY).status == status
     upstream.stop()
     assert client.get(TAG, ANY).status == 403
 

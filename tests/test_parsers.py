@@ -47,6 +47,7 @@ from mitm_cache.upstream.credentials_helper import Helper
 from mitm_cache.upstream.credentials_sources import DockerConfig
 from mitm_cache.upstream.curl import Answer
 from mitm_cache.users import table as users
+from mitm_cache.users import tokens as own_tokens
 from mitm_cache.welcome.pages import accepts_html
 from mitm_cache.wire import ranges, redirect
 from mitm_cache.wire.basic import parse_basic
@@ -255,6 +256,8 @@ PARSERS: dict[str, tuple[Parse, type[Exception] | tuple[type[Exception], ...]]] 
     "setup's manifest": (_state, ConfigError),
     "lines": (lambda text: lines.take_out("a\n", "a\nb\n", text), ()),
     "users": (lambda text: users.parse(_bytes(text), where="file"), ConfigError),
+    "token of our own": (lambda text: own_tokens.parse_bearer([f"Bearer mitm-cache.{_latin(text)}"]), ()),
+    "Authorization with a token": (lambda text: own_tokens.parse_bearer([_latin(text)]), ()),
     # what is filled and carried
     "versions": (Constraint.parse, ConfigError),
     "images.yaml": (parse_list, ConfigError),
@@ -398,7 +401,8 @@ KNOWN_PARSERS = {
     "oci.operation:classify", "oci.reference:parse", "oci.reference:parse_reference",
     "upstream.credentials:parse_secret",
     "exchange.stock:parse", "filling.listed:parse_list", "filling.trees:parse_platforms", "filling.versions:parse",
-    "users.table:parse", "wire.basic:parse_basic", "wire.challenge:parse_bearer", "wire.ranges:parse_content_range",
+    "users.table:parse", "users.tokens:parse_bearer", "users.tokens:parse_token", "wire.basic:parse_basic",
+    "wire.challenge:parse_bearer", "wire.ranges:parse_content_range",
 }  # fmt: skip
 ELSEWHERE = {
     "cli.images:parse": "tests/oci/test_image.py",

@@ -32,7 +32,7 @@ from mitm_cache.registries import DOCKER_HUB, TABLE, Known, Registry
 from mitm_cache.wire.message import Request
 
 DIGEST = f"sha256:{'0' * 64}"
-KNOWN = Known((*TABLE, Registry("q.example:5000", "q.example:5000", aliases=("old.example",), prefix="q")))
+KNOWN = Known((*TABLE, Registry("q.example:5000", "q.example:5000", aliases=("old.example",), prefix="q_q")))
 
 
 def rules(*rows: dict[str, Any]) -> tuple[Rule, ...]:
@@ -114,9 +114,9 @@ def test_no_rows() -> None:
     assert load(file=Path("/dev/null"), environ={}).policy == ()
 
 
-@pytest.mark.parametrize("name", ["q.example:5000", "old.example", "q", "Q.Example:5000"])
+@pytest.mark.parametrize("name", ["q.example:5000", "old.example", "q_q", "q_q/", "Q.Example:5000"])
 def test_registry_names(name: str) -> None:
-    """A registry is named by any of its names and by its prefix; it is kept by its own."""
+    """A registry is named by any of its names and by its prefix, as images have it or alone; it is kept by its own."""
     assert rules({"registry": name})[0].registry == ("q.example:5000",)
 
 
@@ -138,6 +138,7 @@ WRONG: list[tuple[object, str, str, str]] = [
     ({"name": ""}, "name", "''", "printable"),
     ({"registry": "nope.example"}, "registry", "'nope.example'", "known are docker.io, quay.io"),
     ({"registry": ["quay.io", "a b*"]}, "registry", "'a b*'", "such as quay.io"),
+    ({"registry": "old.*"}, "registry", "old.example, another name of q.example:5000", "say 'q.example:5000'"),
     ({"registry": []}, "registry", "[]", "leave the key out"),
     ({"registry": 5}, "registry", "5", "list of texts"),
     ({"repository": "Team/*"}, "repository", "'Team/*'", "such as team/app"),

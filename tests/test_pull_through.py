@@ -28,25 +28,6 @@ def newer() -> Image:
     return generate(sizes=[3 * KIB], seed="newer")
 
 
-@pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, image, "1")
-        yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
-
-
-@pytest.fixture
-def client(cache: Threaded) -> Iterator[Client]:
-    with cache.client() as client:
-        yield client
-
-
 def layer(image: Image, repository: str = NAME) -> tuple[str, bytes]:
     """The address and the bytes of the largest blob."""
     digest, content = max(image.blobs.items(), key=lambda item: item[1].size)

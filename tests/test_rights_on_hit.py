@@ -43,12 +43,6 @@ def upstream(tmp_path: Path, image: Image, scheme: Scheme) -> Iterator[LyingUpst
         yield upstream
 
 
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
-
-
 def basic(user: str, password: str | None = None) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password or USERS[user]}".encode()).decode()
 

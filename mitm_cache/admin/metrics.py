@@ -20,6 +20,7 @@ from mitm_cache.admin.facts import Facts
 from mitm_cache.cache.evict import Swept
 from mitm_cache.cache.synced import read_synced
 from mitm_cache.journal import Event
+from mitm_cache.registries import LOCAL
 from mitm_cache.upstream.quota import Quota
 from mitm_cache.wire.message import UNCACHED
 
@@ -35,6 +36,7 @@ class Counts:
     requests: Mapping[str, int] = field(default_factory=dict)
     sent: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
+    pushed: int = 0
     stored: int | None = None
     swept: float = 0.0
     evicted_blobs: int = 0
@@ -49,6 +51,7 @@ class Counts:
             Counter(self.requests) + Counter(other.requests),
             Counter(self.sent) + Counter(other.sent),
             Counter(self.received) + Counter(other.received),
+            self.pushed + other.pushed,
             last.stored,
             last.swept,
             self.evicted_blobs + other.evicted_blobs,
@@ -67,6 +70,8 @@ class Numbers:
         self.requests: Counter[tuple[str, str, str]] = Counter()
         self.sent: Counter[tuple[str, str]] = Counter()
         self.received: Counter[str] = Counter()
+        self.pushed = 0
+        """Bytes from clients to the local registry, of which nothing came from upstream."""
         self.stored: int | None = None
         self._swept = 0.0
         self.evicted_blobs = 0
@@ -83,7 +88,9 @@ class Numbers:
             self.sent[registry, event.outcome] += event.bytes_out
         if event.reason.startswith(UNCACHED):
             self.uncached += 1
-        if event.bytes_in:
+        if event.registry == LOCAL:
+            self.pushed += event.bytes_in
+        elif event.bytes_in:
             self.received[registry] += event.bytes_in
 
     def sweep(self, swept: Swept) -> None:
@@ -99,6 +106,7 @@ class Numbers:
             {" ".join(labels): count for labels, count in self.requests.items()},
             {" ".join(labels): count for labels, count in self.sent.items()},
             dict(self.received),
+            self.pushed,
             self.stored,
             self._swept,
             self.evicted_blobs,
@@ -117,7 +125,7 @@ class Numbers:
         for labels, count in counts.sent.items():
             registry, outcome = labels.split(" ")
             self.sent[registry, outcome] = count
-        self.received = Counter(counts.received)
+        self.received, self.pushed = Counter(counts.received), counts.pushed
         self.stored, self._swept = counts.stored, counts.swept
         self.evicted_blobs, self.evicted_bytes = counts.evicted_blobs, counts.evicted_bytes
         self.uncached = counts.uncached
@@ -146,7 +154,10 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[str, bytes]:
         """Content type and content, in the form that an Accept header asks for."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return content_type, encode(self._collectors)
 
 
@@ -192,7 +203,8 @@ class _Service(Collector):
         )
         for registry, count in sorted(numbers.received.items()):
             received.add_metric((registry,), count)
-        yield from (requests, sent, received)
+        pushed = "Bytes of bodies from clients to the local registry"
+        yield from (requests, sent, received, CounterMetricFamily("mitm_cache_pushed_bytes", pushed, numbers.pushed))
         left = GaugeMetricFamily("mitm_cache_upstream_quota_left", "Pulls left, as was last said", labels=("registry",))
         limit = GaugeMetricFamily("mitm_cache_upstream_quota_limit", "Of how many", labels=("registry",))
         for registry, quota in sorted(numbers.quotas().items()):

@@ -66,6 +66,7 @@ class Server:
         self._patience = patience
         self._servers: list[asyncio.Server] = []
         self._open: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         for bound in self._sockets:
@@ -75,6 +76,7 @@ class Server:
     async def __aexit__(self, *error: object) -> None:
         for server in self._servers:
             server.close()
+        self._closed = True
         waiting = list(self._open)
         for task in waiting:
             task.cancel()
@@ -83,6 +85,9 @@ class Server:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._closed:  # it was accepted before, and its turn has come only now: who answers is gone
+            writer.transport.abort()
+            return
         self._open.add(task)
         complete = False
         try:

@@ -53,6 +53,7 @@ class Status:
                 "sent": sum(numbers.sent.values()),
                 "received": sum(numbers.received.values()),
                 "saved": numbers.saved,
+                "pushed": numbers.pushed,
             },
             "uncached": numbers.uncached,
             "quotas": {name: asdict(quota) for name, quota in numbers.quotas().items()},

@@ -26,10 +26,14 @@ class Usage:
     @classmethod
     def own(cls) -> Self:
         """Of this process."""
-        with open("/proc/self/statm") as file:
-            virtual, resident, *_ = map(int, file.read().split())
-        descriptors, (most, _) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
-        return cls(time.process_time(), resident * _PAGE, virtual * _PAGE, descriptors, most)
+        cpu, (most, _) = time.process_time(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            with open("/proc/self/statm") as file:
+                virtual, resident, *_ = map(int, file.read().split())
+            descriptors = len(os.listdir("/proc/self/fd"))
+        except OSError:  # no descriptor is left to look with: what is told besides must not end for it
+            return cls(cpu, descriptors=most, most=most)
+        return cls(cpu, resident * _PAGE, virtual * _PAGE, descriptors, most)
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

@@ -24,6 +24,8 @@ RSA_BITS = 2048
 SERVER_ONLY = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 PATH_LENGTH_0 = x509.BasicConstraints(ca=True, path_length=0)
 
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 type SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
@@ -52,11 +54,18 @@ def parse_key(where: object, pem: bytes) -> SigningKey:
 
 
 def parse_certificates(where: object, pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates in a file, one at least. Raises ConfigError."""
+    """The certificates in a file, one at least, which can be read as far as we do. Raises ConfigError."""
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
+        found = tuple(x509.load_pem_x509_certificates(pem))
     except ValueError as error:
         raise ConfigError(f"{where} is not a certificate in PEM form: {error}") from error
+    try:
+        for each in found:  # these are not looked at before they are asked for
+            each.public_key()
+            each.extensions  # noqa: B018 - it raises
+    except _UNREADABLE as error:
+        raise ConfigError(f"{where} holds a certificate that cannot be read: {error}") from error
+    return found
 
 
 def self_sign(key: ec.EllipticCurvePrivateKey, constraints: Constraints, *, now: datetime) -> x509.Certificate:

@@ -146,14 +146,13 @@ class Catalog:
             place = places.get(repository)
             if place is not None:
                 try:
-                    place.taggings.append(Tagging(Tag.parse(tag), accept, Link.from_json(text.partition(" ")[2])))
+                    link = Link.from_json(text.partition(" ")[2])
+                    place.taggings.append(Tagging(Tag.parse(tag), accept, link, confirmed=True))
                 except (ClientError, StoreError):
                     continue  # damaged
 
     def _images(self, place: Place) -> Iterator[Cached]:
-        # Of each tag and each kind of clients the last one that is here counts.
-        current = {(each.tag, each.accept): each.link for each in place.taggings if each.link.digest in self.blobs}
-        tagged = {(tag, link.digest): link for (tag, _), link in current.items()}
+        tagged = {(tag, link.digest): link for (tag, _), link in self.current(place).items()}
         for (tag, digest), link in tagged.items():
             yield self._image(place, tag, link, pins=(tag, digest))
         named = {digest for _, digest in tagged}
@@ -175,6 +174,10 @@ class Catalog:
         for digest, link in others.items():
             if digest not in listed:
                 yield self._image(place, None, link, pins=(digest,))
+
+    def current(self, place: Place) -> dict[tuple[Tag, str], Link]:
+        """What each tag is for each kind of clients: the last of what is here."""
+        return {(each.tag, each.accept): each.link for each in place.taggings if each.link.digest in self.blobs}
 
     @staticmethod
     def _has(tagged: Iterable[tuple[Tag, Digest]], tag: Tag) -> bool:
@@ -242,7 +245,8 @@ class Catalog:
             yield Part(manifest)
         else:
             here = sum(blob in self.blobs for blob in outline.blobs)
-            yield Part(manifest, here, len(outline.blobs))
+            elsewhere = sum(blob not in self.blobs for blob in outline.foreign)
+            yield Part(manifest, here, len(outline.blobs) - elsewhere)
 
     def platform(self, part: Part) -> str:
         """Such as linux/arm64; what is told by no index is told by the configuration, if that is here; else ""."""

@@ -146,10 +146,11 @@ class Sweeper:
         self._clock = clock
         self._tidied = -TIDY_SECONDS
 
-    def sweep(self, room: int = 0) -> Swept | None:
+    def sweep(self, room: int = 0, *, whole: bool = False) -> Swept | None:
         """Remove what is over the limit, and `room` bytes in any case, and what downloads left behind.
 
-        None while another process sweeps.
+        `whole`: all of `room` or nothing, for who can do nothing with less: the size that a registry or a client says
+        may be any, and is not to empty the cache. None while another process sweeps.
         """
         with alone(self._layout.evicting) as free:
             if not free:
@@ -161,31 +162,45 @@ class Sweeper:
             own = owned(self._layout)
             found = [Used(digest, status.st_size, status.st_mtime) for digest, status in self._blobs.scan()]
             found = [blob for blob in found if blob.digest not in own]
-            leaving = self._remove(self._choose(found, now, room))
+            leaving = self._remove(*self._choose(found, now, room, whole=whole))
             if leaving:
                 self._links.forget({blob.digest for blob in leaving})
             return Swept(sum(b.size for b in found), sum(b.size for b in leaving), len(leaving))
 
-    def _remove(self, leaving: list[Used]) -> list[Used]:
-        """Remove these blobs, but for those that were pushed, or linked by a push, meanwhile."""
-        if not leaving:
-            return leaving
+    def _remove(self, leaving: list[Used], catalog: Catalog | None) -> list[Used]:
+        """Remove these blobs, but for those that were pushed, or linked by a push, meanwhile, or used by anybody."""
+        if catalog is None:
+            return []
         with removing(self._layout):
-            own = owned(self._layout)
-            leaving = [blob for blob in leaving if blob.digest not in own]
+            # Choosing may have taken long: who has found one of them here since counts on all of its image.
+            again = [blob.digest for blob in leaving if not self._is_old(blob.digest)]
+            stay = owned(self._layout) | {digest for each in again for digest in (each, *catalog.needs(each))}
+            removed = []
             for blob in leaving:
-                self._blobs.remove(blob.digest)
-        return leaving
+                if blob.digest not in stay and self._is_old(blob.digest):
+                    self._blobs.remove(blob.digest)
+                    removed.append(blob)
+        return removed
 
-    def _choose(self, found: list[Used], now: float, room: int) -> list[Used]:
+    def _is_old(self, digest: Digest) -> bool:
+        try:
+            return is_old(self._blobs.path(digest).stat().st_mtime, self._clock())
+        except FileNotFoundError:
+            return True
+
+    def _choose(self, found: list[Used], now: float, room: int, *, whole: bool) -> tuple[list[Used], Catalog | None]:
+        """What leaves, and the catalog that it was chosen by; None where nothing does."""
         limit = self._limit(shutil.disk_usage(self._spool).total)
-        leaving = choose(found, limit=limit, now=now, room=room)
-        if not leaving:
-            return leaving
+        if not choose(found, limit=limit, now=now, room=room):
+            return [], None
         catalog = Catalog(self._layout.root)
         catalog.save()
         keep = catalog.needed_by(image for image in catalog.images if is_kept(image))
-        return choose(ranked(found, catalog), limit=limit, now=now, room=room, keep=keep)
+        blobs = ranked(found, catalog)
+        leaving = choose(blobs, limit=limit, now=now, room=room, keep=keep)
+        if whole and sum(blob.size for blob in leaving) < room:
+            leaving = choose(blobs, limit=limit, now=now, keep=keep)
+        return leaving, catalog
 
     def _tidy_spool(self, now: float) -> None:
         parts = {path.stem for path in self._spool.glob("*.part")}
@@ -197,8 +212,8 @@ class Sweeper:
                         self._remove_abandoned(path)
                 elif path.stem not in parts and age > NOTE_SECONDS:
                     path.unlink(missing_ok=True)
-            except FileNotFoundError:
-                continue  # its download ended meanwhile
+            except (FileNotFoundError, IsADirectoryError):
+                continue  # its download ended meanwhile; or somebody has put a folder here
 
     def _tidy_links(self, now: float) -> None:
         """Remove what a process that was killed was about to make a link, and the folders of tags of which nothing is
@@ -223,8 +238,9 @@ class Sweeper:
         if not self._quarantine.is_dir():
             return
         for path in self._quarantine.iterdir():
-            if now - path.stat().st_mtime > QUARANTINE_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, IsADirectoryError):  # somebody looks after it too
+                if now - path.stat().st_mtime > QUARANTINE_SECONDS:
+                    path.unlink()
 
     @staticmethod
     def _remove_abandoned(path: Path) -> None:

@@ -54,6 +54,11 @@ class Layout:
         return self.run / "evict.lock"
 
     @property
+    def token_key(self) -> Path:
+        """The key of the tokens of the local registry; where it is lost clients get others."""
+        return self.run / "tokens.key"
+
+    @property
     def linking(self) -> Path:
         """The lock that is shared by who links content to the local registry, and whole for who removes content."""
         return self.run / "local.lock"

@@ -235,7 +235,7 @@ class Links:
         """The tags that are known of a repository. Blocks on the disk; raises StoreError."""
         folder = self._folder / registry / str(repository) / "_tags"
         try:
-            return sorted(path.name for path in folder.iterdir() if any(path.iterdir()))
+            return sorted(path.name for path in folder.iterdir() if _holds_any(path))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -255,6 +255,10 @@ class Links:
     def drop(self, registry: str, repository: Repository, digest: Digest) -> None:
         """Forget that a repository holds a content. Blocks on the disk; raises StoreError."""
         self._drop(f"{registry}/{repository}/_digests/{digest.filename}")
+
+    def replace(self, name: str, link: Link) -> None:
+        """Write a link by its place in the tree. Blocks on the disk; raises StoreError."""
+        self._write(name, link)
 
     def remove(self, name: str) -> None:
         """Remove a link by its place in the tree, whatever is in it. Blocks on the disk; raises StoreError."""
@@ -284,6 +288,13 @@ class Links:
                 if link.digest in digests:
                     path.unlink(missing_ok=True)
                     self._index.drop(f"link:{path.relative_to(self._folder)}")
+
+
+def _holds_any(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # it was empty, and a sweep has just removed it; or a stray file
 
 
 def _raise(error: OSError) -> None:

@@ -16,9 +16,10 @@ from mitm_cache.cache.survey import Survey
 from mitm_cache.errors import ClientError
 from mitm_cache.oci.contents import Contents, platform_of
 from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import is_foreign
 
 FILE = "outlines"
-_HEAD = "outlines of manifests, 1"
+_HEAD = "outlines of manifests, 2"
 CONFIGS = frozenset(
     {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"},
 )
@@ -32,13 +33,15 @@ class Outline:
     """What a manifest or an index refers to, each content once.
 
     An index has manifests with their platforms, "" where none is told; a manifest has blobs, of which `config` may tell
-    a platform, None where none may. `platform` is what it tells, None as long as it was not read.
+    a platform, None where none may. `platform` is what it tells, None as long as it was not read. Blobs that are
+    `foreign` no registry need have.
     """
 
     children: tuple[tuple[Digest, str], ...] = ()
     blobs: tuple[Digest, ...] = ()
     config: Digest | None = None
     platform: str | None = None
+    foreign: tuple[Digest, ...] = ()
 
 
 class Outlines:
@@ -103,16 +106,18 @@ class Outlines:
             tuple((self._digest(str(child.digest)), child.platform) for child in contents.manifests),
             tuple(self._digest(str(blob.digest)) for blob in contents.blobs),
             next((blob.digest for blob in contents.blobs if blob.media_type in CONFIGS), None),
+            foreign=tuple(self._digest(str(blob.digest)) for blob in contents.blobs if is_foreign(blob.media_type)),
         )
 
     def _of_row(self, row: Any) -> Outline | None:
         try:
-            children, blobs, config, platform = row
+            children, blobs, config, platform, foreign = row
             return Outline(
                 tuple((self._digest(digest), str(of)) for digest, of in children),
                 tuple(map(self._digest, blobs)),
                 self._digest(config) if config else None,
                 platform if platform is None else str(platform),
+                tuple(map(self._digest, foreign)),
             )
         except (ClientError, ValueError, TypeError, AttributeError):
             return None  # another version's
@@ -131,6 +136,7 @@ def _to_row(outline: Outline) -> list[Any]:
         [str(digest) for digest in outline.blobs],
         "" if outline.config is None else str(outline.config),
         outline.platform,
+        [str(digest) for digest in outline.foreign],
     ]
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.quarantine import Quarantine
-from mitm_cache.errors import StoppingError
+from mitm_cache.errors import StoppingError, StoreError
 from mitm_cache.oci.digest import Digest
 
 SMALL = 4 << 20
@@ -63,7 +63,10 @@ class Proofs:
         return await asyncio.shield(proof)
 
     def _begin(self, digest: Digest, blob: Blob) -> asyncio.Future[bool]:
-        fd = os.dup(blob.fileno())  # the client may leave before
+        try:
+            fd = os.dup(blob.fileno())  # the client may leave before
+        except OSError as error:
+            raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
         inode, size = blob.inode, blob.size
         pool = self._small if size <= SMALL else self._large
         proof = asyncio.get_running_loop().run_in_executor(pool, self._prove, digest, fd, inode, size)
@@ -83,10 +86,11 @@ class Proofs:
                 self._blobs.vouch(inode, size)
                 return True
         except OSError as error:
-            self._blobs.doubt(inode)
             logger.error("the cached blob %s cannot be read: %s", digest, error.strerror)
         finally:
             os.close(fd)
+        # Where it cannot be put aside, the next client is not to be cut at its end like the one before.
+        self._blobs.doubt(inode)
         self.damaged += 1
         aside = self._quarantine.put_aside(digest, inode)
         logger.error("the cached blob %s was damaged, and is fetched again; it is kept as %s", digest, aside)

@@ -9,11 +9,12 @@ keeps the file, and who asks for it later fetches it anew.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.catalog import Cached, Catalog
+from mitm_cache.cache.entry import Link
 from mitm_cache.cache.evict import alone, is_old
 from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout
@@ -29,9 +30,13 @@ COARSE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to leave: images, links by their place in the tree, keys of the index, and blobs with their bytes."""
+    """What is to leave: images, links by their place in the tree, keys of the index, and blobs with their bytes.
+
+    `moved` are links of tags that stay, which are another image by now.
+    """
 
     images: tuple[Cached, ...] = ()
+    moved: dict[str, Link] = field(default_factory=dict)
     links: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     blobs: dict[Digest, int] = field(default_factory=dict)
@@ -62,18 +67,37 @@ def plan(catalog: Catalog, leaving: Collection[Cached], *, strays: bool = False)
     candidates += [digest for digest in catalog.blobs if strays]
     needed |= _local(catalog, gone)
     blobs = {d: catalog.blobs[d].size for d in candidates if d in catalog.blobs and d not in needed}
-    links, keys = [], []
-    for image in leaving:
-        for each in catalog.places[image.place].taggings:
-            if each.link.digest == image.digest and image.tag in (None, each.tag):
-                links.append(f"{image.place}/_tags/{each.tag}/{each.accept}")
-                keys.append(f"tag:{image.place}:{each.tag} {each.accept}")
+    leaving_from, staying_in = _by_place(leaving), _by_place(staying)
+    links: list[str] = []
+    keys: list[str] = []
+    moved: dict[str, Link] = {}
+    for name, images in leaving_from.items():
+        tagged = {(image.tag, image.digest) for image in images}
+        current = catalog.current(catalog.places[name])
+        for each in catalog.places[name].taggings:
+            link, now = f"{name}/_tags/{each.tag}/{each.accept}", current.get((each.tag, each.accept))
+            if now is not None and (each.tag, now.digest) in tagged:
+                links.append(link)
+                keys.append(f"tag:{name}:{each.tag} {each.accept}")
+            elif (None, each.link.digest) in tagged and not each.confirmed:
+                # The file still has what the tag was, as long as nobody has been given by tag what it is.
+                if now is None:
+                    links.append(link)
+                else:
+                    moved[link] = now
     for name, place in catalog.places.items():
-        left = {each for image in leaving if image.place == name for each in catalog.needs(image.digest)}
+        left = catalog.needed_by(leaving_from.get(name, ()))
         if left:
-            left -= catalog.needed_by(image for image in staying if image.place == name)
+            left -= catalog.needed_by(staying_in.get(name, ()))
         links += [f"{name}/_digests/{d.filename}" for d in sorted({d for d in place.held if d in left or d in blobs})]
-    return Plan(tuple(leaving), tuple(dict.fromkeys(links)), tuple(dict.fromkeys(keys)), blobs)
+    return Plan(tuple(leaving), moved, tuple(dict.fromkeys(links)), tuple(dict.fromkeys(keys)), blobs)
+
+
+def _by_place(images: Iterable[Cached]) -> dict[str, list[Cached]]:
+    found: dict[str, list[Cached]] = {}
+    for image in images:
+        found.setdefault(image.place, []).append(image)
+    return found
 
 
 def _local(catalog: Catalog, gone: Collection[Cached]) -> set[Digest]:
@@ -102,7 +126,7 @@ class Remover:
         with alone(self._layout.evicting, wait=True):
             catalog.renew(names)
             what = plan(catalog, choose(catalog), strays=strays)
-            if what.links or what.keys:
+            if what.links or what.keys or what.moved:
                 self._forget(what, began)
             removed = Removed(what.images)
             if not what.blobs:
@@ -131,6 +155,8 @@ class Remover:
         try:
             links = Links(self._layout.links, index)
             with removing(self._layout):
+                for name, link in what.moved.items():
+                    links.replace(name, link)
                 for name in what.links:
                     if not self._is_wanted(name, began):
                         links.remove(name)

@@ -219,16 +219,17 @@ class Spool:
 
         Raises StoreError.
         """
+        taken = False
         try:
             fresh = part.reopen()
+            try:
+                taken = _is_left_alone(fresh)
+            finally:
+                if not taken:
+                    fresh.close()
         except OSError as error:
             raise StoreError(f"the spool cannot be read: {error.strerror}") from error
-        if fresh.lock() and fresh.stat()[0] is State.GROWING:
-            if fresh.is_current():
-                return fresh
-            os.fchmod(fresh.fileno(), State.FAILED)  # its file was removed: nobody could finish it
-        fresh.close()
-        return None
+        return fresh if taken else None
 
     def seal(self, part: Part) -> None:
         """Make a proven part the blob. Raises StoreError; the caller still closes the part."""
@@ -349,3 +350,13 @@ class Spool:
             return None  # a note that a power failure has torn says nothing
         except OSError as error:
             raise StoreError(f"the spool's note on {digest} cannot be read: {error.strerror}") from error
+
+
+def _is_left_alone(part: Part) -> bool:
+    """Whether who has this descriptor is the writer now, of what another writer has left."""
+    if not part.lock() or part.stat()[0] is not State.GROWING:
+        return False
+    if part.is_current():
+        return True
+    os.fchmod(part.fileno(), State.FAILED)  # its file was removed: nobody could finish it
+    return False

@@ -25,11 +25,13 @@ def _nothing(name: str, names: frozenset[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Tagging:
-    """What a tag is for clients that take some types of manifests, those of the `accept` key."""
+    """What a tag is for clients that take some types of manifests, those of the `accept` key, by its file; or as
+    upstream said last, by the index, where it is `confirmed`."""
 
     tag: Tag
     accept: str
     link: Link
+    confirmed: bool = False
 
 
 READERS = 8

@@ -1,5 +1,6 @@
 """The command line: a command parses its options, calls one function, and prints."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mitm_cache.cli.import_ import import_
 from mitm_cache.cli.ls import ls
 from mitm_cache.cli.pin import pin, unpin
 from mitm_cache.cli.prune import prune
-from mitm_cache.cli.pull import pull
+from mitm_cache.cli.pull import INTERRUPTED, pull
 from mitm_cache.cli.reload import reload
 from mitm_cache.cli.rm import rm
 from mitm_cache.cli.serve import serve
@@ -40,6 +41,9 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except MitmCacheError as error:
             raise click.ClickException(error.message) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
         except click.NoSuchOption as error:
             if error.option_name not in {name for option in self.params for name in option.opts}:
                 raise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.cli.telling import check_owner
+from mitm_cache.cli.telling import check_owner, owner_of
 from mitm_cache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
 
 def check_data_dir(root: Path) -> None:
-    """Raise ConfigError where this is no data directory."""
-    if not (root / "FORMAT").is_file():
+    """Raise ConfigError where this is no data directory, or not to be read."""
+    try:
+        is_there = (root / "FORMAT").is_file()
+    except OSError as error:
+        owner = owner_of(root)
+        cure = f"; run this as its user, sudo -u '{owner}'" if owner else ""
+        raise ConfigError(f"data_dir {root} cannot be read: {error.strerror}{cure}") from None
+    if not is_there:
         raise ConfigError(f"data_dir {root} is not there, or no data directory of mitm-cache")
 
 

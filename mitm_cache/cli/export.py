@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mitm_cache.cli.data import check_data_dir
 from mitm_cache.cli.status import size
 from mitm_cache.cli.telling import Teller, counted
-from mitm_cache.errors import ClientError, ConfigError
+from mitm_cache.errors import ClientError
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -74,8 +75,7 @@ def export(  # noqa: PLR0917 - click passes options by name
     elif sys.stdout.isatty():
         raise click.UsageError("an archive is nothing for a terminal; name a file")
     config = config_of()
-    if not (config.data_dir / "FORMAT").is_file():
-        raise ConfigError(f"data_dir {config.data_dir} is not there, or no data directory of mitm-cache")
+    check_data_dir(config.data_dir)
     shelf = Shelf(config.data_dir)
     wanted = list(shelf.images()) if everything else [_image(config, text) for text in images]
     earlier = read_since(since) if since is not None else None

@@ -229,6 +229,8 @@ def _traffic(document: Document) -> Iterator[tuple[str, str]]:
     yield "in flight", f"{document['in_flight']:,}"
     yield "to clients", f"{size(moved['sent'])}, of which {size(moved['saved'])} saved upstream"
     yield "upstream", f"{size(moved['received'])} fetched"
+    if moved.get("pushed"):
+        yield "pushed", f"{size(moved['pushed'])} to the local registry"
     for registry, quota in document.get("quotas", {}).items():
         of = "" if quota["limit"] is None else f" of {quota['limit']:,}"
         window = f" in {quota['window'] / 3600:g} h" if quota["window"] else ""

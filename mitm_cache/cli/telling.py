@@ -49,10 +49,21 @@ def counted(count: int, noun: str) -> str:
 
 def check_owner(root: Path, command: str) -> None:
     """Raise ConfigError where files would get another owner than the service's; there is none before the first."""
-    if not root.exists() or os.geteuid() == (owner := root.stat().st_uid):
-        return
+    owner = owner_of(root)
+    if owner and owner != _name(os.geteuid()):
+        raise ConfigError(f"{command} writes files that the service must own: run it as its user, sudo -u '{owner}'")
+
+
+def owner_of(path: Path) -> str:
+    """The user whose a file is, by name or as #NUMBER; "" where it is not there, or nobody may know."""
     try:
-        name = pwd.getpwuid(owner).pw_name
+        return _name(path.stat().st_uid)
+    except OSError:
+        return ""
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
     except KeyError:
-        name = f"#{owner}"
-    raise ConfigError(f"{command} writes files that the service must own: run it as its user, sudo -u '{name}'")
+        return f"#{user}"

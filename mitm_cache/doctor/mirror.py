@@ -43,7 +43,7 @@ def is_url(url: str) -> bool:
     """Whether a URL can be asked: HTTP or HTTPS, with a host and a port that is one."""
     try:
         parts = urlsplit(url)
-        return parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0 and url.isprintable()
     except ValueError:
         return False
 

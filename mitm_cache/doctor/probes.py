@@ -211,9 +211,9 @@ class _Connection(http.client.HTTPConnection):
 
 def ask(way: Way | Straight, method: str, url: str, headers: Mapping[str, str] | None = None) -> Reply:
     """One request, and at most 64 KiB of its answer."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
     try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
         opened = way.open(host, parts.port or (HTTPS if parts.scheme == "https" else 80))
         with opened:
             tls = _unverified().wrap_socket(opened, server_hostname=host) if parts.scheme == "https" else opened
@@ -223,6 +223,8 @@ def ask(way: Way | Straight, method: str, url: str, headers: Mapping[str, str] |
         return Reply(trouble="the connection was closed at once", reset=True)
     except OSError as error:
         return Reply(trouble=_words(error))
+    except ValueError:  # a registry may send anybody anywhere
+        return Reply(trouble=f"{url[:128]!r} is no URL that can be asked")
     except http.client.HTTPException:
         return Reply(trouble="what answers there does not speak HTTP")
 
@@ -256,4 +258,7 @@ def fetch_token(ways: Sequence[Way | Straight], challenge: str) -> tuple[str, st
             continue
         if isinstance(token, str) and token.isprintable():
             return token, ""
-    return "", urlsplit(bearer.realm).hostname or bearer.realm
+    try:
+        return "", urlsplit(bearer.realm).hostname or bearer.realm
+    except ValueError:
+        return "", bearer.realm

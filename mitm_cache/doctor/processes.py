@@ -30,9 +30,12 @@ class Process:
 
 def find(proc: Path, names: Collection[str]) -> tuple[Process, ...]:
     """The processes of these names in this network namespace, but for those that another of them has started."""
-    boot, mine = _boot_time(proc), _namespace(proc / "self")
+    try:
+        boot, mine, folders = _boot_time(proc), _namespace(proc / "self"), list(proc.iterdir())
+    except OSError:
+        return ()  # nothing is mounted there, as in some sandboxes
     found: dict[int, tuple[Process, int]] = {}
-    for folder in proc.iterdir():
+    for folder in folders:
         if not folder.name.isdecimal():
             continue
         try:
@@ -85,6 +88,17 @@ def owner(proc: Path, pid: int) -> int | None:
         lines = (proc / str(pid) / "status").read_text().splitlines()
         return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
     except (OSError, ValueError, StopIteration):
+        return None
+
+
+def groups(proc: Path, pid: int) -> frozenset[int] | None:
+    """The groups that a process has; None where that cannot be read."""
+    try:
+        lines = (proc / str(pid) / "status").read_text().splitlines()
+        own = next(line.split()[2] for line in lines if line.startswith("Gid:"))
+        others = next(line.split()[1:] for line in lines if line.startswith("Groups:"))
+        return frozenset(map(int, (own, *others)))
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from mitm_cache.config import Config
 from mitm_cache.doctor import (
     host_disk,
+    host_local,
     host_upstream,
     node_daemons,
     node_mirrors,
@@ -26,16 +27,18 @@ from mitm_cache.upstream.route import LIFETIME
 DOCUMENTED = "docs/configuration.md has every key"
 
 
-def visit(scene: Scene, *, node: bool, host: bool) -> list[Finding]:
-    """Look at this machine as a node, as a cache host, or as what it is where neither is named."""
+def visit(scene: Scene, *, node: bool, host: bool, patience: float = 2 * SECONDS) -> list[Finding]:
+    """Look at this machine as a node, as a cache host, or as what it is where neither is named.
+
+    `patience`: seconds for reading what a node is set up with.
+    """
     config, trouble = _load(scene)
     found_out = not node and not host
-    facts = look_at_node(scene) if node or found_out else None
+    facts, findings = _read_node(scene, patience) if node or found_out else (None, [])
     running = service.look(config) if config and (host or found_out) else None
-    if facts and found_out:
+    if found_out:
         host = _is_host(config, running)
-        node = bool(facts.ways or scene.caches) or not host
-    findings: list[Finding] = []
+        node = bool(facts and facts.ways) or bool(scene.caches) or not host
     checks: list[Check] = []
     with ExitStack() as stack:
         if host and (config is None or running is None):
@@ -51,6 +54,18 @@ def visit(scene: Scene, *, node: bool, host: bool) -> list[Finding]:
             checks += _of_node(scene, facts)
         # A name takes its whole time to be not resolved, and its own words are better than ours.
         return findings + examine(checks, seconds=LIFETIME + 1 if host else SECONDS)
+
+
+def _read_node(scene: Scene, patience: float) -> tuple[Node | None, list[Finding]]:
+    """What is set up on this machine as a node; a finding in its place where that cannot be read, or not in time."""
+    read: list[Node] = []
+
+    def run() -> Iterator[Finding]:
+        read.append(look_at_node(scene))
+        yield ok("cache", "this node", "what is set up has been read")
+
+    findings = examine([Check("cache", "this node", run)], seconds=patience)
+    return (read[0], []) if read else (None, findings)
 
 
 def _load(scene: Scene) -> tuple[Config | None, str]:
@@ -108,8 +123,23 @@ def _of_host(scene: Scene, config: Config, running: service.Service, shared: hos
     yield Check("data", str(config.data_dir), partial(host_disk.check_data, scene, config, running), disk)
     yield Check("disk", str(config.data_dir), partial(host_disk.check_disk, config, running), disk)
     yield Check("ca", str(config.ca_dir), partial(host_disk.check_ca, scene, config, running), disk)
+    if config.local.names:
+        yield from _of_local(scene, config, running)
     usual = [one for one in config.known if one.name in USUAL or one.name in config.upstreams]
     for registry in [each.registry for each in scene.wanted] or usual:
         run = partial(host_upstream.check_registry, scene, shared, registry)
         late = f"upstream.resolvers; curl -v https://{registry.host}/v2/ from here; the firewall"
         yield Check("upstream", registry.name, run, late, strict=registry.name in scene.asked)
+
+
+def _of_local(scene: Scene, config: Config, running: service.Service) -> Iterator[Check]:
+    for name in config.local.names:
+        if "/" not in name:
+            late = "what is behind this name is slow, or none of this cache's: DNS, /etc/hosts, the firewall"
+            yield Check("local", name, partial(host_local.check_name, config, running, name), late)
+    yield Check("local", "certificate", partial(host_local.check_certificate, scene, config, running))
+    disk = "the disk hangs: dmesg, mount"
+    yield Check("local", "local.max_size", partial(host_local.check_room, config, running), disk)
+    if config.local.daemon:
+        run = partial(host_local.check_daemon, scene, config, running)
+        yield Check("local", config.local.daemon, run, "it takes connections and says nothing: restart the daemon")

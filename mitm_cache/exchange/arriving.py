@@ -1,6 +1,6 @@
 """What an import would bring: every image of an archive looked through, before anything is written."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,16 +9,17 @@ from mitm_cache.errors import ClientError, IntegrityError
 from mitm_cache.exchange import inventory
 from mitm_cache.exchange.docker_archive import MARK as ARCHIVE_MARK
 from mitm_cache.exchange.docker_archive import ArchiveStock
-from mitm_cache.exchange.folders import FolderStock, find_folders, is_folder
+from mitm_cache.exchange.folders import VERSION, FolderStock, find_folders, is_folder
 from mitm_cache.exchange.inventory import Inventory, Missing
 from mitm_cache.exchange.layout import MARK as LAYOUT_MARK
 from mitm_cache.exchange.layout import LayoutStock
-from mitm_cache.exchange.shelf import MAX_DEPTH, is_foreign
-from mitm_cache.exchange.source import FolderSource, Source, open_source, read
+from mitm_cache.exchange.shelf import MAX_DEPTH
+from mitm_cache.exchange.source import FolderSource, Source, TarSource, open_source, read
 from mitm_cache.exchange.stock import Found, Piece, Stock, manifest_of, type_of
 from mitm_cache.oci.contents import Contents, Descriptor
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
+from mitm_cache.oci.manifest import is_foreign
 from mitm_cache.oci.referring import Referrer
 from mitm_cache.registries import Known
 
@@ -56,7 +57,8 @@ class Lading:
     def __init__(self, paths: Iterable[Path]) -> None:
         self.sources: list[Source] = []
         self.stocks: list[Stock] = []
-        self._needed: set[Digest] = set()
+        self._needs: list[Collection[Digest]] = []
+        """For each stock what exports before it have brought."""
         try:
             for path in paths:
                 self._open(path)
@@ -83,34 +85,24 @@ class Lading:
             for folder, name in find_folders(source):
                 self.sources.append(folder)
                 stocks.append(FolderStock(folder, name))
-        if not stocks:
-            raise ClientError(
-                f"{path} holds no images: known are OCI image layouts, folders of skopeo's dir:, and archives of "
-                "docker save, podman save and ctr images export"
-            )
         content = read(source, inventory.NAME, inventory.MAX_SIZE)
-        if content is not None:
-            self._check(stocks, Inventory.from_json(content), path)
+        said = Inventory() if content is None else Inventory.from_json(content)
+        if not stocks and (content is None or said.blobs):
+            raise ClientError(_nothing_in(source, path))
+        _check(stocks, said, path)
         self.stocks += stocks
-
-    def _check(self, stocks: list[Stock], said: Inventory, path: Path) -> None:
-        """What an export of ours says that it holds is in it."""
-        for digest, size in said.blobs.items():
-            found = next((piece for stock in stocks if (piece := stock.find(digest)) is not None), None)
-            if found is None or found.size != size:
-                what = "is missing" if found is None else f"has {found.size:,} bytes instead of {size:,}"
-                raise IntegrityError(f"{path} is not whole: {digest} of its inventory {what}")
-        self._needed |= said.needs.keys()
+        self._needs += [said.needs.keys()] * len(stocks)
 
     def arrivals(self, known: Known, own: Own, name: str = "") -> list[Arrival]:
         """Every image, by its whole name; `name` is for the one that has none. Raises MitmCacheError."""
         arrivals: list[Arrival] = []
+        needs: list[Collection[Digest]] = []
         nameless = self._nameless()
         lone = sum(len(stock.images) for stock in self.stocks) == 1
         if name and not (lone or len(nameless) == 1):
             raise ClientError(f"--name is for one image, and {len(nameless)} have no name: import them one by one")
-        for stock in self.stocks:
-            walk = _Walk(stock, own, self._needed)
+        for stock, needed in zip(self.stocks, self._needs, strict=True):
+            walk = _Walk(stock, own, needed, self.stocks)
             rest = []
             for found in stock.images:
                 text = name if name and (lone or not found.name) else found.name
@@ -120,7 +112,8 @@ class Lading:
                 image = _image(text, found, known)
                 arrivals.append(walk.arrival(image, found))
             arrivals += _attached(walk, rest, arrivals)
-        _check_names(arrivals)
+            needs += [needed] * (len(arrivals) - len(needs))
+        _settle_names(arrivals, needs)
         return arrivals
 
     def _nameless(self) -> list[Found]:
@@ -158,20 +151,51 @@ def _attached(walk: "_Walk", rest: list[Found], arrivals: list[Arrival]) -> list
     return attached
 
 
-def _check_names(arrivals: list[Arrival]) -> None:
-    seen: dict[str, Digest] = {}
-    for arrival in arrivals:
-        if seen.setdefault(str(arrival.image), arrival.root) != arrival.root:
-            raise ClientError(f"{arrival.image} is there twice, as {seen[str(arrival.image)]} and as {arrival.root}")
+def _settle_names(arrivals: list[Arrival], needs: list[Collection[Digest]]) -> None:
+    """A name is one image: where an export was made since another one, which is then among its `needs`, the later
+    one's. What the name was before keeps its digest. Raises ClientError."""
+    last: dict[str, int] = {}
+    for place, arrival in enumerate(arrivals):
+        name = str(arrival.image)
+        before = last.setdefault(name, place)
+        if arrivals[before].root == arrival.root:
+            continue
+        if arrivals[before].root in needs[place]:
+            older, last[name] = arrivals[before], place
+        elif arrival.root in needs[before]:
+            older = arrival
+        else:
+            raise ClientError(f"{name} is there twice, as {arrivals[before].root} and as {arrival.root}")
+        older.image = Image(older.image.registry, older.image.repository, older.root)
+
+
+def _check(stocks: list[Stock], said: Inventory, path: Path) -> None:
+    """What an export of ours says that it holds is in it. Raises IntegrityError."""
+    for digest, size in said.blobs.items():
+        found = next((piece for stock in stocks if (piece := stock.find(digest)) is not None), None)
+        if found is None or found.size != size:
+            what = "is missing" if found is None else f"has {found.size:,} bytes instead of {size:,}"
+            raise IntegrityError(f"{path} is not whole: {digest} of its inventory {what}")
+
+
+def _nothing_in(source: Source, path: Path) -> str:
+    if isinstance(source, TarSource) and any(name.endswith(f"/{VERSION}") for name in source.names()):
+        return f"{path} is an archive of folders of skopeo's dir:, which are read as folders: tar xf {path.name}"
+    return (
+        f"{path} holds no images: known are OCI image layouts, folders of skopeo's dir:, and archives of "
+        "docker save, podman save and ctr images export"
+    )
 
 
 class _Walk:
     """Looks through one stock, each manifest once."""
 
-    def __init__(self, stock: Stock, own: Own, needed: set[Digest]) -> None:
+    def __init__(self, stock: Stock, own: Own, needed: Collection[Digest], stocks: Iterable[Stock]) -> None:
+        """What is `needed` may be in any of the `stocks`."""
         self.stock = stock
         self._own = own
         self._needed = needed
+        self._others = [each for each in stocks if each is not stock]
         self._seen: dict[tuple[str, str, Digest], Arrival | Missing] = {}
 
     def about(self, found: Found, arrivals: Iterable[Arrival]) -> Iterable[Arrival]:
@@ -192,6 +216,10 @@ class _Walk:
         words = "it holds what was new since an earlier export: import that one first"
         return f"; {words}" if digest in self._needed else ""
 
+    def _holding(self, digest: Digest) -> Iterable[Stock]:
+        """Where a content may be that counts to the images of this stock."""
+        return [self.stock, *(self._others if digest in self._needed else ())]
+
     def _manifest(self, image: Image, digest: Digest, said: str, platform: str, depth: int) -> Arrival | Missing:
         """A manifest and what belongs to it, or the first thing that is missing."""
         key = image.registry, str(image.repository), digest
@@ -200,7 +228,8 @@ class _Walk:
         return self._seen[key]
 
     def _look(self, image: Image, digest: Digest, said: str, platform: str, depth: int) -> Arrival | Missing:
-        content = manifest_of(self.stock, digest)
+        texts = (manifest_of(each, digest) for each in self._holding(digest))
+        content = next((text for text in texts if text is not None), None)
         own = self._own(image, digest) if content is None else None
         if own is not None:
             content = b"".join(own.chunks())
@@ -212,14 +241,15 @@ class _Walk:
         arrival.sources[digest] = Piece.of(content)
         found = Contents.of(content)
         for blob in found.blobs:
-            piece = self.stock.find(blob.digest) or self._own(image, blob.digest)
+            pieces = (each.find(blob.digest) for each in self._holding(blob.digest))
+            piece = next((each for each in pieces if each is not None), None) or self._own(image, blob.digest)
             if piece is not None and blob.size and piece.size != blob.size:
                 sizes = f"{piece.size:,} bytes, and its manifest says {blob.size:,}"
                 raise IntegrityError(f"{self.stock.label}: {blob.digest} has {sizes}")
             if piece is not None:
                 arrival.blobs[blob.digest] = piece.size
                 arrival.sources[blob.digest] = piece
-            elif not is_foreign(blob):
+            elif not is_foreign(blob.media_type):
                 return Missing(str(image), blob.digest, platform)
         absent = [self._child(arrival, image, one, depth) for one in found.manifests]
         if absent and all(absent):

@@ -76,7 +76,7 @@ class ArchiveStock:
         if content is None:
             raise ClientError(f"{self.label}: the configuration {name[:100]!r} is not in it")
         rootfs = parse(content, f"{self.label}: {name[:100]}").get("rootfs")
-        diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+        diff_ids = (rootfs.get("diff_ids") or []) if isinstance(rootfs, dict) else None  # docker writes no empty one
         if not isinstance(diff_ids, list) or len(diff_ids) != len(files):
             raise ClientError(f"{self.label}: {name[:100]!r} has not as many diff_ids as there are layers")
         digest = Digest.of(content)

@@ -16,6 +16,7 @@ from mitm_cache.exchange.target import Target
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
 from mitm_cache.oci.manifest import OCI_INDEX
+from mitm_cache.oci.reference import Repository
 from mitm_cache.oci.referring import Referrer
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -174,21 +175,20 @@ def write(
                 tell(size)
         return
     roots = {one.name: one.digest for one in export.images}
+    known: dict[tuple[str, Repository], set[Digest]] = {}
     for name, pieces in export.pieces.items():
         root = roots.get(name) or Digest.parse(name.partition("@")[2])
         _add(target, f"{name}/version", b"Directory Transport Version: 1.1\n")
-        manifests = _manifests_of(shelf, name, root)
+        image = Image.parse(name)
+        place = image.registry, image.repository
+        if place not in known:
+            known[place] = {link.digest for link in shelf.manifests(*place)}
         for digest, size in pieces.items():
             if export.written(digest):
                 file = "manifest.json" if digest == root else digest.hex
-                file += ".manifest.json" if digest in manifests and digest != root else ""
+                file += ".manifest.json" if digest in known[place] and digest != root else ""
                 target.add(f"{name}/{file}", size, shelf.content(digest, size))
                 tell(size)
-
-
-def _manifests_of(shelf: Shelf, name: str, root: Digest) -> set[Digest]:
-    image = Image.parse(name)
-    return {link.digest for link in shelf.manifests(image.registry, image.repository)} | {root}
 
 
 def _index(export: Export) -> bytes:

@@ -11,10 +11,10 @@ from mitm_cache.cache.entry import Link
 from mitm_cache.cache.survey import Survey
 from mitm_cache.errors import ClientError, IntegrityError, StoreError
 from mitm_cache.exchange.inventory import Missing
-from mitm_cache.oci.contents import Contents, Descriptor
+from mitm_cache.oci.contents import Contents
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
-from mitm_cache.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, media_type_of
+from mitm_cache.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, is_foreign, media_type_of
 from mitm_cache.oci.reference import Repository, Tag
 from mitm_cache.oci.referring import Referrer
 
@@ -37,11 +37,6 @@ class Walked:
     missing: list[Missing] = field(default_factory=list)
 
 
-def is_foreign(blob: Descriptor) -> bool:
-    """Whether a layer is one that registries do not have: it is fetched from an address of its own."""
-    return "foreign" in blob.media_type or "nondistributable" in blob.media_type
-
-
 class Shelf:
     """A data directory. Its methods raise StoreError."""
 
@@ -49,6 +44,7 @@ class Shelf:
         self._survey = Survey(data_dir)
         self._root = data_dir
         self._referring: dict[tuple[str, Repository], dict[Digest, list[Referrer]]] = {}
+        self._tagging: dict[tuple[str, Repository], dict[tuple[str, str], list[Tag]]] = {}
 
     def repositories(self) -> Iterator[tuple[str, Repository]]:
         """Each registry and repository of which something is known."""
@@ -121,7 +117,7 @@ class Shelf:
             here = self._survey.kept(blob.digest)
             if here is not None:
                 result.pieces[blob.digest] = here.size
-            elif not is_foreign(blob):
+            elif not is_foreign(blob.media_type):
                 result.missing.append(Missing(str(image), blob.digest, platform))
         result.whole = not result.missing
         if found.manifests and depth:
@@ -134,7 +130,7 @@ class Shelf:
 
     def referrers(self, registry: str, repository: Repository, about: set[Digest]) -> Iterator[Referrer]:
         """What refers to these manifests, and to what refers to them."""
-        waiting, seen = list(about), set(about)
+        waiting, seen = sorted(about), set(about)
         while waiting:
             for one in self._subjects(registry, repository).get(waiting.pop(), ()):
                 if one.digest not in seen:
@@ -144,10 +140,14 @@ class Shelf:
 
     def tags_about(self, registry: str, repository: Repository, about: set[Digest]) -> Iterator[Tag]:
         """Tags by which older tools refer to these manifests, as in sha256-….sig."""
-        for tag in self.tags(registry, repository):
-            found = _OF_DIGEST.fullmatch(tag.name)
-            if found is not None and any((one.algorithm, one.hex) == (found[1], found[2]) for one in about):
-                yield tag
+        key = registry, repository
+        if key not in self._tagging:  # of ten thousand images one repository may have all
+            self._tagging[key] = {}
+            for tag in self.tags(registry, repository):
+                if found := _OF_DIGEST.fullmatch(tag.name):
+                    self._tagging[key].setdefault((found[1], found[2]), []).append(tag)
+        for one in sorted(about):
+            yield from self._tagging[key].get((one.algorithm, one.hex), ())
 
     def _subjects(self, registry: str, repository: Repository) -> dict[Digest, list[Referrer]]:
         key = registry, repository

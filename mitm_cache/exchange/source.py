@@ -129,7 +129,7 @@ class FolderSource:
         """The descriptor of a plain file. Every part is opened by itself, so that none can be a link."""
         here = self._fd
         *folders, last = name.split("/")
-        if not {"", ".", ".."}.isdisjoint((*folders, last)):
+        if not {"", ".", ".."}.isdisjoint((*folders, last)) or not name.isprintable():
             raise ClientError(f"{self.label}: {name!r} is refused as the name of a file")
         try:
             for part in folders:
@@ -140,7 +140,7 @@ class FolderSource:
                 here = below
             fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
         except (FileNotFoundError, NotADirectoryError) as error:
-            if error.errno == errno.ENOTDIR and (self.path / name).exists():
+            if error.errno == errno.ENOTDIR and os.path.exists(self.path / name):
                 raise ClientError(f"{self.label}: a link leads to {name}; links are refused") from None
             return None
         except OSError as error:

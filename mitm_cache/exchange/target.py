@@ -65,13 +65,19 @@ class FolderTarget:
 
 
 def check(path: Path) -> None:
-    """Raise ConfigError where an export would have to overwrite something."""
-    if path.is_dir() and any(path.iterdir()):
-        raise ConfigError(f"{path} is there already, and not empty; name a new one (--since {path} holds what is new)")
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is there already; name a new one")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path.absolute().parent} is no folder")
+    """Raise ConfigError where an export would have to overwrite something, or there is no place for it."""
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            since = f"--since {path} holds what is new"
+            raise ConfigError(f"{path} is there already, and not empty; name a new one ({since})")
+        if path.resolve().is_mount():  # what is written gets its name in the end, from a draft beside it
+            raise ConfigError(f"{path} is a file system of its own; name a new folder in it, such as {path / 'export'}")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path} is there already; name a new one")
+        if not path.resolve().parent.is_dir():
+            raise ConfigError(f"{path.resolve().parent} is no folder")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be written: {getattr(error, 'strerror', error)}") from None
 
 
 @contextmanager
@@ -81,7 +87,8 @@ def open_target(path: Path) -> Iterator[Target]:
     Raises ConfigError and StoreError.
     """
     check(path)
-    draft = path.absolute().with_name(f".{path.absolute().name}.{secrets.token_hex(4)}")
+    final = path.resolve()  # a link to an empty folder stays a link
+    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     try:
         if path.suffix == ".tar" and not path.is_dir():
             with draft.open("xb", buffering=0) as file:
@@ -92,8 +99,8 @@ def open_target(path: Path) -> Iterator[Target]:
         else:
             draft.mkdir()
             yield FolderTarget(draft)
-        draft.replace(path.absolute())
-        _sync(path.absolute().parent)
+        draft.replace(final)
+        _sync(final.parent)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:

@@ -18,6 +18,7 @@ from mitm_cache.oci import contents as oci
 from mitm_cache.oci.contents import Descriptor
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Reference, Tag
+from mitm_cache.upstream.curl import Answer
 
 LIST_SIZE = 8 << 20
 """Bytes of a list."""
@@ -42,7 +43,7 @@ class Images:
         self._trees = Trees(self._contents, self._asking, extent, progress)
         self._planning = asyncio.Semaphore(max(4, extent.parallel))
         self._tags: Once[str, list[str]] = Once()
-        self._referrers: Once[tuple[str, Digest], None] = Once()
+        self._referred: set[tuple[str, Digest]] = set()
         self._without_api: set[str] = set()
 
     async def fill(self, place: Place, reference: Reference, *, listed: bool) -> None:
@@ -108,8 +109,7 @@ class Images:
                 raise refused(call, answer, f"the tags of {place}")
             page = list(_names(answer.body))
             found += page
-            link = _LINK.search(answer.headers.get("link") or "")
-            query = link[1].partition("#")[0].partition("?")[2] if link else ""
+            query = _next(answer)
             if not query or not page:
                 break
         return list(dict.fromkeys(found))
@@ -119,7 +119,11 @@ class Images:
         for one in tree.manifests:
             if depth and one.platform != UNKNOWN:
                 key = (str(place), one.digest)
-                await self._referrers.do(key, lambda one=one: self._refer_to(place, one, listed, depth))  # type: ignore[misc]  # mypy knows no defaults of lambdas
+                # Nobody waits for what is looked at already: it may be waiting for us, since manifests may refer to
+                # each other, and an image may have its own digest as a tag.
+                if key not in self._referred:
+                    self._referred.add(key)
+                    await self._refer_to(place, one, listed, depth)
 
     async def _refer_to(self, place: Place, one: Descriptor, listed: bool, depth: int) -> None:
         schema = f"{one.digest.filename[:71]}"
@@ -146,20 +150,39 @@ class Images:
         """What the registry lists as referrers; whether it has such lists (distribution-spec, "Listing Referrers")."""
         if place.registry.name in self._without_api:
             return False
-        call = self._asking.call(place.registry, place.repository, f"referrers/{one.digest}", limit=LIST_SIZE)
         at = self._known.lists.now()
-        answer = await self._asking.exchange(call)
-        media_type = answer.headers.get("content-type") or ""
-        if not answer.ok or not _is_index(answer.body):
-            self._without_api.add(place.registry.name)
+        answer = await self._referrers(place, one, "")
+        if answer is None:
             return False
-        for found in oci.Contents.of(answer.body).manifests:
-            await self._bring(place, found, listed, depth)
-        if not self._extent.dry and answer.headers.get("link") is None:
+        pages = [answer]
+        while (query := _next(pages[-1])) and len(pages) < MAX_PAGES:
+            if (page := await self._referrers(place, one, f"?{query}")) is None:
+                raise Denied(f"{place.registry.name} broke off its list of what refers to {place}@{one.digest}")
+            pages.append(page)
+        for page in pages:
+            for found in oci.Contents.of(page.body).manifests:
+                await self._bring(place, found, listed, depth)
+        if not self._extent.dry and len(pages) == 1:
             registry, name = place.registry.name, f"referrers-{one.digest.filename}"
-            body = answer.body
+            body, media_type = answer.body, answer.headers.get("content-type") or ""
             await self._leg.run(lambda: self._known.lists.keep(registry, place.repository, name, body, media_type, at))
         return True
+
+    async def _referrers(self, place: Place, one: Descriptor, query: str) -> Answer | None:
+        """A page of such a list; None where the registry has none."""
+        rest = f"referrers/{one.digest}{query}"
+        answer = await self._asking.exchange(self._asking.call(place.registry, place.repository, rest, limit=LIST_SIZE))
+        if answer.ok and _is_index(answer.body):
+            return answer
+        if answer.status not in (401, 403):  # which says something of the repository alone
+            self._without_api.add(place.registry.name)
+        return None
+
+
+def _next(answer: Answer) -> str:
+    """The query of a list's next page, "" after the last one."""
+    link = _LINK.search(answer.headers.get("link") or "")
+    return link[1].partition("#")[0].partition("?")[2] if link else ""
 
 
 def _is_index(content: bytes) -> bool:

@@ -65,7 +65,7 @@ def read_list(path: Path) -> Listed:
         with path.open("rb") as file:
             content = file.read(MAX_SIZE + 1)
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # some editors begin files with a mark
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
@@ -107,6 +107,8 @@ def _registries(name: str, document: dict[str, Any]) -> Listed:
         host = _image(place, f"{registry}/any/thing").registry
         if host != registry.lower() and registry.lower() not in DOCKER_HUB.names:
             raise ConfigError(f"{place} is not a registry's host, with :port or without")
+        if host in sources:
+            raise ConfigError(f"{place} is {host}, which is there already: one entry has all of it")
         sources[host] = _source(place, fields)
         for repository, references in _mapping(f"{place}.images", fields.get("images")).items():
             where = f"{place}.images.{repository}"
@@ -129,8 +131,11 @@ def _source(place: str, fields: dict[str, Any]) -> Source:
     if word not in ("", *_BOOLEANS):
         raise ConfigError(f"{place}.tls-verify is true or false")
     folder = fields.get("cert-dir") or ""
-    if not isinstance(folder, str) or (folder and not Path(folder).is_dir()):
-        raise ConfigError(f"{place}.cert-dir: {folder!r} is not a directory")
+    try:
+        _ = folder and os.listdir(folder)
+    except (OSError, ValueError, TypeError) as error:
+        why = f": {error.strerror}" if isinstance(error, OSError) else ""
+        raise ConfigError(f"{place}.cert-dir: {folder!r} is not a directory that can be read{why}") from None
     login = None
     if credentials := fields.get("credentials"):
         given = _mapping(f"{place}.credentials", credentials)

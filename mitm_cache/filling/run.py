@@ -35,7 +35,12 @@ async def fill(
 
     `begin` is given the counts as they will grow. Raises MitmCacheError where nothing can be begun.
     """
-    prepared = await asyncio.to_thread(prepare, config, listed, layout.run, dict(os.environ))
+    stopping = threading.Event()
+    try:
+        prepared = await asyncio.to_thread(prepare, config, listed, layout.run, dict(os.environ), stopping.is_set)
+    except asyncio.CancelledError:
+        stopping.set()  # a thread cannot be cancelled, and the process would wait for it
+        raise
     progress = Progress()
     begin(progress)
     journal = Journal()
@@ -45,9 +50,9 @@ async def fill(
             prepared.config,
             layout,
             listeners=(),
-            start=tasks.start,
+            start=tasks.attempt,
             journal=journal,
-            stopping=threading.Event(),
+            stopping=stopping,
             first=False,
             credentials=prepared.credentials,
         )

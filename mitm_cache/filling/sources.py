@@ -1,7 +1,7 @@
 """The configuration of one filling: the service's, and what the file says of its registries."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,8 +48,15 @@ class Prepared:
     strangers: tuple[str, ...]
 
 
-def prepare(config: Config, listed: Listed, folder: Path, environ: Mapping[str, str]) -> Prepared:
-    """Join both. Certificates are written to `folder`. May ask a registry that is not verified whether it speaks TLS.
+def prepare(
+    config: Config,
+    listed: Listed,
+    folder: Path,
+    environ: Mapping[str, str],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Prepared:
+    """Join both. Certificates are written to `folder`. May ask a registry that is not verified whether it speaks TLS;
+    `stopped` tells that nobody waits for the answer any more.
 
     Raises MitmCacheError.
     """
@@ -69,7 +76,7 @@ def prepare(config: Config, listed: Listed, folder: Path, environ: Mapping[str, 
             keepers[name] = Keeper("*", Given(f"the credentials of {host}", Login(Kind.PASSWORD, *source.login)))
     config = replace(config, known=known, upstreams=upstreams)
     credentials = open_credentials(config, environ).preferring(keepers)
-    return Prepared(_in_clear(config, listed, folder, environ), credentials, strangers)
+    return Prepared(_in_clear(config, listed, folder, environ, stopped), credentials, strangers)
 
 
 def _upstream(upstream: Upstream, source: Source, folder: Path) -> Upstream:
@@ -103,13 +110,15 @@ def _join(certificate: Path, folder: Path) -> Path:
     return target
 
 
-def _in_clear(config: Config, listed: Listed, folder: Path, environ: Mapping[str, str]) -> Config:
+def _in_clear(
+    config: Config, listed: Listed, folder: Path, environ: Mapping[str, str], stopped: Callable[[], bool]
+) -> Config:
     """Where TLS is not verified, a registry may not speak it at all: it is asked, as skopeo does."""
     upstreams = dict(config.upstreams)
     asked = [host for host, source in listed.sources.items() if source.verify is False]
     if not asked:
         return config
-    transport = Transport(agent="mitm-cache", stopped=lambda: False)
+    transport = Transport(agent="mitm-cache", stopped=stopped)
     try:
         router = rules.router(config, folder=folder, listeners=(), environ=environ)
         for host in asked:
@@ -117,7 +126,7 @@ def _in_clear(config: Config, listed: Listed, folder: Path, environ: Mapping[str
             assert registry is not None
             if upstreams[registry.name].url or config.is_offline(registry.name):
                 continue
-            for scheme in ("https", "http"):
+            for scheme in () if stopped() else ("https", "http"):
                 url = f"{scheme}://{registry.host}"
                 try:
                     route = router.find(Origin.of(url), registry.name)

@@ -14,14 +14,14 @@ from mitm_cache.filling.report import Progress
 from mitm_cache.oci import contents as oci
 from mitm_cache.oci.contents import Descriptor
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.manifest import is_schema_1
+from mitm_cache.oci.manifest import is_foreign, is_schema_1
 from mitm_cache.oci.reference import Tag
 
 DEPTH = 4
 """How deep an index may hold indexes."""
 UNKNOWN = "unknown/unknown"
 """The platform of what is no image but is said of one (BuildKit's attestations)."""
-_FOREIGN = (".foreign.", ".nondistributable.")
+_FIRST = ("/arm64/v8", "/amd64/v1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,16 @@ class Extent:
             return True
         if child.platform == UNKNOWN:
             return self.referrers
-        return any(child.platform == one or child.platform.startswith(f"{one}/") for one in self.platforms)
+        return self.names(child.platform)
+
+    def names(self, platform: str) -> bool:
+        """Whether a platform is one of those that are wanted, or a variant of one."""
+        return any(f"{_plain(platform)}/".startswith(f"{_plain(one)}/") for one in self.platforms)
+
+
+def _plain(platform: str) -> str:
+    """Without the variant that a platform has where none is told."""
+    return next((platform[:-3] for first in _FIRST if platform.endswith(first)), platform)
 
 
 def parse_platforms(text: str) -> frozenset[str]:
@@ -57,6 +66,8 @@ class Tree:
     bytes: int = 0
     is_new: bool = False
     """Whether a manifest of it was not here before."""
+    platforms: set[str] = field(default_factory=set)
+    """Those that its indexes have, wanted or not."""
 
 
 class Trees:
@@ -104,6 +115,10 @@ class Trees:
         """All that belongs to a manifest; its manifests are here then. Raises MitmCacheError."""
         tree = Tree()
         await self._walk(place, [root], tree, DEPTH)
+        there = tree.platforms - {"", UNKNOWN}
+        if self._extent.platforms and there and not any(map(self._extent.names, there)):
+            wanted = ", ".join(sorted(self._extent.platforms))
+            raise Denied(f"{root.digest} has no manifest for {wanted}; it has {', '.join(sorted(there))}")
         for blob in tree.blobs.values():
             self._expect(blob)
         return tree
@@ -117,17 +132,9 @@ class Trees:
             found = oci.Contents.of(content)
             if found.manifests and not depth:
                 raise Denied(f"{one.digest} is an index in an index, {DEPTH} times")
+            tree.platforms |= {child.platform for child in found.manifests}
             children = [child for child in found.manifests if self._extent.takes(child)]
-            if (
-                found.manifests
-                and all(child.platform in ("", UNKNOWN) for child in children)
-                and (self._extent.platforms and any(child.platform not in ("", UNKNOWN) for child in found.manifests))
-            ):
-                raise Denied(
-                    f"{one.digest} has no manifest for {', '.join(sorted(self._extent.platforms))}; it has "
-                    f"{', '.join(sorted({child.platform for child in found.manifests} - {'', UNKNOWN}))}"
-                )
-            tree.blobs |= {blob.digest: blob for blob in found.blobs if not _is_foreign(blob)}
+            tree.blobs |= {blob.digest: blob for blob in found.blobs if not is_foreign(blob.media_type)}
             await self._walk(place, children, tree, depth - 1)
 
     async def _manifest(self, place: Place, one: Descriptor, tree: Tree) -> bytes:
@@ -189,8 +196,3 @@ class Trees:
             self._progress.arrived += count
 
         return note
-
-
-def _is_foreign(blob: Descriptor) -> bool:
-    """Whether a layer is not the registry's to give: it has a URL elsewhere (image-spec, non-distributable layers)."""
-    return any(word in blob.media_type for word in _FOREIGN)

@@ -10,12 +10,13 @@ from functools import partial
 from http import HTTPStatus
 from typing import Protocol
 
-from mitm_cache.answers import API_VERSION, content, content_head, explain, small
+from mitm_cache.answers import API_VERSION, content, content_head, small
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.proof import Proofs
 from mitm_cache.cache.room import Room
 from mitm_cache.errors import ClientError, MitmCacheError
+from mitm_cache.local import granting
 from mitm_cache.local.blobs import BlobPushes
 from mitm_cache.local.collection import Collection
 from mitm_cache.local.elsewhere import Elsewhere
@@ -26,14 +27,16 @@ from mitm_cache.local.receiving import ManifestIntake, too_long
 from mitm_cache.local.rights import Rights
 from mitm_cache.local.space import Space
 from mitm_cache.local.store import OCTETS, Store
+from mitm_cache.local.telling import tell
 from mitm_cache.local.threads import Threads
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import MAX_SIZE
-from mitm_cache.oci.operation import Blob, Catalog, Manifest, Ping, Referrers, TagList, Upload
+from mitm_cache.oci.operation import Blob, Catalog, Manifest, Other, Ping, Referrers, TagList, Upload
 from mitm_cache.oci.reference import Reference, Repository, Tag
 from mitm_cache.policy import Policy, Ruling
 from mitm_cache.pull_through.knowledge import Knowledge
 from mitm_cache.registries import LOCAL
+from mitm_cache.users import OwnTokens
 from mitm_cache.wire.message import Intake, Request, Response
 
 
@@ -66,17 +69,19 @@ class LocalRegistry:
         proofs: Proofs,
         room: Room,
         limit: Callable[[], int],
+        tokens: OwnTokens | None = None,
         demand: Demand | None = None,
     ) -> None:
         """`users`: whether the cache has any; `room`: what keeps some of the disk free; `limit`: bytes that all of it
-        may have. Raises StoreError."""
+        may have; `tokens`: what clients are known by. Raises StoreError."""
         self.demand = demand
+        self._tokens = tokens
         self._proofs = proofs
         self._threads = threads = Threads()
         self._store = store = Store(layout, known.blobs)
         self._collection = Collection(store)
         self._rights = rights = Rights(policy, users=users)
-        space = Space(layout, limit=limit, room=room, collect=self._collection.make_room)
+        space = Space(layout, limit=limit, room=room, collect=lambda size: self._collection.make_room(size).freed)
         self._elsewhere = Elsewhere(
             store=store,
             space=space,
@@ -95,14 +100,14 @@ class LocalRegistry:
         try:
             return await self._answer(request)
         except MitmCacheError as error:
-            return explain(error, request)
+            return tell(error, request)
 
     async def receive(self, request: Request) -> Response | Intake:
         """The answer to anything else, or where the body goes that makes it; the head alone is judged."""
         try:
             return await self._receive(request)
         except MitmCacheError as error:
-            return explain(error, request)
+            return tell(error, request)
 
     async def collect(self) -> None:
         """Remove what nobody needs any more. Raises StoreError."""
@@ -113,6 +118,7 @@ class LocalRegistry:
         if self.demand is not None:
             self.demand.close()
         self._threads.close()
+        self._space.close()
 
     async def _answer(self, request: Request) -> Response:
         if isinstance(request.operation, Upload):
@@ -135,6 +141,8 @@ class LocalRegistry:
                 return await self._lists.referrers(request, repository, digest)
             case Catalog():
                 return await self._lists.catalog(request)
+            case Other() if self._tokens is not None and granting.is_asked(request):
+                return granting.grant(self._tokens, request)
             case _:
                 raise ClientError("there is nothing here but a registry", status=404)
 
@@ -221,13 +229,12 @@ class LocalRegistry:
                 manifest = read(content(), request.headers.get("content-type") or "", reference)
             if ruling.freeze not in (None, manifest.link.digest):
                 raise ClientError(f"{ruling.rule} freezes {reference} at {ruling.freeze}", status=403, code="DENIED")
-            size, written = len(manifest.content), 0
+            size = len(manifest.content)
             share = self._space.take(size)
             try:
-                self._store.put_manifest(repository, reference, manifest)
-                written = size
+                self._store.put_manifest(repository, reference, manifest, partial(share.keep, size))
             finally:
-                share.close(written)
+                share.settle()
             return manifest
 
         manifest = await self._threads.run(work)

@@ -10,7 +10,7 @@ from mitm_cache.answers import API_VERSION, small
 from mitm_cache.errors import ClientError
 from mitm_cache.local.elsewhere import Elsewhere
 from mitm_cache.local.places import fields, place, upload_in
-from mitm_cache.local.receiving import BlobIntake
+from mitm_cache.local.receiving import BlobIntake, grown
 from mitm_cache.local.space import Share, Space
 from mitm_cache.local.store import Store
 from mitm_cache.local.threads import Threads
@@ -19,7 +19,7 @@ from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.wire.message import Intake, Request, Response
 
-type Finish = Callable[[Upload], Awaitable[Response]]
+type Finish = Callable[[Upload, Share | None], Awaitable[Response]]
 
 PATIENCE = 2.0
 """Seconds that an upload is waited for on which another request works: often one whose client is gone already."""
@@ -69,7 +69,7 @@ class BlobPushes:
         if isinstance(upload, Response):
             return upload
 
-        async def accept(upload: Upload) -> Response:
+        async def accept(upload: Upload, _: Share | None) -> Response:
             return self._state(request, repository, upload.name, upload.size, HTTPStatus.ACCEPTED)
 
         return await self._take(request, upload, accept)
@@ -127,6 +127,7 @@ class BlobPushes:
     ) -> Response | Intake:
         """What takes the body, or, where there is none, the answer."""
         share: Share | None = None
+        begun = upload.size
         try:
             if request.size != 0:
                 share = await self._threads.open(lambda: self._space.take(request.size, upload.name, upload.size))
@@ -136,10 +137,21 @@ class BlobPushes:
                 share.close()
             upload.close()
             raise
-        intake = BlobIntake(request, upload, share, finish, resumable=resumable)
+
+        async def settle(upload: Upload) -> Response:
+            # Who has the answer can count on what it has given back, whichever process takes the next request.
+            try:
+                return await finish(upload, share)
+            finally:
+                if share is not None and not share.closed:
+                    await self._threads.run(lambda: share.settle(grown(upload, begun)))
+
+        intake = BlobIntake(request, upload, share, settle, resumable=resumable)
         return await intake.finish() if request.size == 0 else intake
 
-    async def _complete(self, request: Request, repository: Repository, digest: Digest, upload: Upload) -> Response:
+    async def _complete(
+        self, request: Request, repository: Repository, digest: Digest, upload: Upload, share: Share | None
+    ) -> Response:
         found = await self._threads.prove(lambda: upload.prove(digest.algorithm))
         if found != digest.hex:
             upload.remove()
@@ -147,7 +159,10 @@ class BlobPushes:
                 f"what was pushed is {digest.algorithm}:{found}, not {digest}; it was {upload.size:,} bytes",
                 code="DIGEST_INVALID",
             )
+
         work = partial(self._store.adopt, repository, digest, upload.path, upload.inode, upload.size)
+        if share is not None:
+            work = partial(work, partial(share.keep, upload.size - share.row.begun))
         await self._threads.run(work)
         upload.adopted()
         return self._created(request, repository, digest, f"kept, {upload.size} bytes")

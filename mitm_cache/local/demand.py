@@ -3,8 +3,8 @@
 import asyncio
 import ipaddress
 import logging
-import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -23,6 +23,7 @@ from mitm_cache.oci.operation import repository_of
 from mitm_cache.oci.reference import Reference, Repository, Tag
 from mitm_cache.registries import LOCAL
 from mitm_cache.upstream.flight import Start
+from mitm_cache.upstream.route import is_own_address
 from mitm_cache.wire.message import Request
 
 PATIENCE = 120.0
@@ -54,7 +55,7 @@ type Name = tuple[Repository, Tag]
 class OnDemand:
     """Has a daemon push what it has newer than we do. Made and closed in the event loop, and lives in it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it joins so many parts
         self,
         daemon: Daemon,
         *,
@@ -64,8 +65,10 @@ class OnDemand:
         index: Index,
         start: Start,
         patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hosts`: by which images of ours are named; `folder`: for locks, of all processes; `start` begins a task."""
+        """`hosts`: by which images of ours are named; `folder`: for locks, of all processes; `start` begins a task;
+        `clock`: seconds, by which a daemon that is away is asked again."""
         self._daemon = daemon
         # What docker would take for a repository of Docker Hub is never pushed: it would go there.
         self._hosts = tuple(host for host in hosts if set(host) & set(".:") or host == "localhost")
@@ -73,13 +76,14 @@ class OnDemand:
         self._store, self._index = store, index
         self._start = start
         self._patience = patience
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._looks = ThreadPoolExecutor(LOOKS, thread_name_prefix="daemon")
         self._slots = asyncio.Semaphore(PUSHES)
         self._chores = ThreadPoolExecutor(CHORES, thread_name_prefix="on-demand")
         self._asked: dict[str, tuple[threading.Event, asyncio.Future[list[Held]]]] = {}
         self._pushing: dict[Name, asyncio.Future[None]] = {}
-        self._away_until = 0.0
+        self._away_until = float("-inf")
         self._is_away = False
 
     def close(self) -> None:
@@ -220,7 +224,7 @@ class OnDemand:
 
     async def _ask(self, names: list[str], patience: float) -> list[Held]:
         """What the daemon has by these names; nothing where it is away."""
-        if self._loop.time() < self._away_until or not names:
+        if self._clock() < self._away_until or not names:
             return []
         begun, asked = self._asked.get(names[0], (None, None))
         if begun is None or asked is None or begun.is_set():
@@ -238,13 +242,13 @@ class OnDemand:
 
     def _miss(self, words: str) -> None:
         """The daemon is away: that costs nobody anything for a while, and is said once."""
-        self._away_until = self._loop.time() + AWAY_SECONDS
+        self._away_until = self._clock() + AWAY_SECONDS
         if not self._is_away:
             logger.warning("%s; what is stored is served, and it is asked again every %.0f s", words, AWAY_SECONDS)
         self._is_away = True
 
     def _meet(self) -> None:
-        self._away_until = 0.0
+        self._away_until = float("-inf")
         if self._is_away:
             logger.warning("the daemon at %s answers again", self._daemon.url)
         self._is_away = False
@@ -277,7 +281,7 @@ class OnDemand:
         agent = (request.headers.get("user-agent") or "").lower()
         return (
             agent.startswith(DAEMONS)
-            and _is_own_address(request.client)
+            and _is_here(request.client)
             and await self._run(partial(self._turns.is_busy, repository))
         )
 
@@ -319,18 +323,13 @@ def _is_pushers_look(request: Request) -> bool:
     return request.method == "HEAD" and len([one for one in types if "*" not in one]) == 1
 
 
-def _is_own_address(address: str) -> bool:
+def _is_here(address: str) -> bool:
     """Whether an address is one of this host's."""
     try:
         parsed = ipaddress.ip_address(address)
-        mapped = getattr(parsed, "ipv4_mapped", None) or parsed
-        if mapped.is_loopback:
-            return True
-        with socket.socket(socket.AF_INET6 if mapped.version == 6 else socket.AF_INET) as probe:
-            probe.bind((str(mapped), 0))
-    except (ValueError, OSError):
+    except ValueError:
         return False
-    return True
+    return is_own_address(str(getattr(parsed, "ipv4_mapped", None) or parsed))
 
 
 def _in_thread[T](work: Callable[[], T]) -> Future[T]:

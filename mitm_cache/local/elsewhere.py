@@ -7,6 +7,7 @@ Of anything else nobody learns whether it is here.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mitm_cache.cache.entry import Origin
 from mitm_cache.cache.owned import holders
@@ -70,6 +71,10 @@ class Elsewhere:
             return False
         if not any(holder.registry == LOCAL for holder in allowed) and not await self._is_sound(digest):
             return False
+        if any(holder.registry == LOCAL for holder in found):
+            work = partial(self._store.link, repository, digest, owned=True)
+            if await self._threads.run(work):
+                return True  # what is held already takes no room
         return await self._threads.run(lambda: self._link(repository, digest))
 
     def _holders(self, digest: Digest) -> Iterator[Holder]:
@@ -109,9 +114,7 @@ class Elsewhere:
             return False  # where there is no room for it, its upload is told so
         except OSError as error:
             raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
-        linked = False
         try:
-            linked = self._store.link(repository, digest) is not None
+            return self._store.link(repository, digest, partial(share.keep, size))
         finally:
-            share.close(size if linked else 0)
-        return linked
+            share.settle()

@@ -9,7 +9,14 @@ from typing import Any
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.errors import ClientError
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, media_type_of
+from mitm_cache.oci.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    may_be_manifest,
+    media_type_of,
+)
 from mitm_cache.oci.reference import Reference
 
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
@@ -40,10 +47,13 @@ def read(content: bytes, content_type: str, reference: Reference) -> Pushed:
         digest = reference
     document = _parse(content)
     kind = _type(document, content_type)
-    manifests = tuple(_digests(document, "manifests")) if kind in INDEXES else ()
-    blobs: tuple[Digest, ...] = ()
-    if kind not in INDEXES:
-        blobs = (_digest(document.get("config"), "config"), *_digests(document, "layers"))
+    manifests: list[Digest] = []
+    blobs: list[Digest] = []
+    if kind in INDEXES:
+        for each, said in _digests(document, "manifests"):
+            (manifests if may_be_manifest(said) else blobs).append(each)
+    else:
+        blobs = [_digest(document.get("config"), "config"), *(each for each, _ in _digests(document, "layers"))]
     subject = document.get("subject")
     return Pushed(
         Link(digest, kind, len(content), Origin.LOCAL),
@@ -80,14 +90,16 @@ def _type(document: dict[str, Any], content_type: str) -> str:
     return kind
 
 
-def _digests(document: dict[str, Any], key: str) -> Iterator[Digest]:
+def _digests(document: dict[str, Any], key: str) -> Iterator[tuple[Digest, str]]:
+    """Each with the type that it is said to have."""
     items = document.get(key) or []
     if not isinstance(items, list):
         raise _invalid(f"its {key} are no list")
     for item in items:
         digest = _digest(item, key)
         if not item.get("urls"):  # foreign layers are fetched from elsewhere, and may be here or not
-            yield digest
+            said = item.get("mediaType")
+            yield digest, said if isinstance(said, str) else ""
 
 
 def _digest(item: Any, key: str) -> Digest:

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
-from mitm_cache.answers import explain
 from mitm_cache.errors import ClientError, MitmCacheError, StoreError
 from mitm_cache.local.space import Share
+from mitm_cache.local.telling import tell
 from mitm_cache.local.uploads import Upload
 from mitm_cache.oci.manifest import MAX_SIZE
 from mitm_cache.wire.message import Request, Response
@@ -54,7 +54,7 @@ class BlobIntake:
         try:
             return await self._finish(self._upload)
         except MitmCacheError as error:
-            return explain(error, self._request)
+            return tell(error, self._request)
         finally:
             self.close()
 
@@ -66,8 +66,13 @@ class BlobIntake:
         if not self._resumable:
             self._upload.remove()
         if self._share is not None:
-            self._share.close(self._upload.size - self._begun)
+            self._share.close(grown(self._upload, self._begun))
         self._upload.close()
+
+
+def grown(upload: Upload, begun: int) -> int:
+    """Bytes that an upload has on the disk beyond those it had."""
+    return 0 if upload.removed else upload.size - begun
 
 
 class ManifestIntake:
@@ -97,7 +102,7 @@ class ManifestIntake:
         try:
             return await self._finish(self._read)
         except MitmCacheError as error:
-            return explain(error, self._request)
+            return tell(error, self._request)
         finally:
             self.close()
 

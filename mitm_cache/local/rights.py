@@ -31,9 +31,9 @@ class Rights:
     def greet(self, request: Request) -> None:
         """Ask a stranger to log in, who may want to push: clients learn from the ping alone how to. Raises LoginError.
 
-        Who has no password goes on without one.
+        Who has no password goes on with a stranger's token, or without one where there are none.
         """
-        if self._users and request.user == "":
+        if self._users and request.user == "" and not request.bearer:
             raise LoginError("pushing here needs a login as one of this cache's users")
 
     def check_pull(self, request: Request) -> Ruling:

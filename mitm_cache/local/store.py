@@ -6,7 +6,7 @@ its blob is put in place, so that no moment has a blob which nobody holds; what 
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +31,8 @@ OCTETS = "application/octet-stream"
 DELETED = "_deleted"
 """The folder of what a repository held and was told to delete, until its bytes have been looked at."""
 REFERRERS = "_referrers"
+type Told = Callable[[bool], object]
+"""Told whether the registry held a content before it was linked, while nobody can remove any; raises nothing."""
 PUT_ASIDE = "m-"
 """How the name of a manifest begins that is being written among the uploads."""
 
@@ -79,27 +81,37 @@ class Store:
         """Whether a repository holds anything."""
         return next(self.links.held(LOCAL, repository), None) is not None
 
-    def adopt(self, repository: Repository, digest: Digest, path: Path, inode: int, size: int) -> None:
+    def adopt(
+        self,
+        repository: Repository,
+        digest: Digest,
+        path: Path,
+        inode: int,
+        size: int,
+        told: Told = lambda _: None,
+    ) -> None:
         """Make a proven file of our file system a blob that a repository holds."""
         try:
             with linking(self.layout):
-                self._hold(repository, Link(digest, OCTETS, size, Origin.LOCAL))
-                self._place(digest, path)
+                told(self._take_over(repository, Link(digest, OCTETS, size, Origin.LOCAL), path))
         except OSError as error:
             raise StoreError(f"blob {digest} cannot be kept: {error.strerror}") from error
         self.blobs.vouch(inode, size)
 
-    def link(self, repository: Repository, digest: Digest) -> int | None:
-        """Have a repository hold a blob that is here already; its size in bytes, None where it has left."""
+    def link(self, repository: Repository, digest: Digest, told: Told = lambda _: None, *, owned: bool = False) -> bool:
+        """Have a repository hold a blob that is here already; whether it does. `owned`: only what a repository holds,
+        so that it takes no room."""
         try:
             with linking(self.layout):
-                if not self.blobs.renew(digest):
-                    return None
+                before = self._is_owned(digest)
+                if not self.blobs.renew(digest) or (owned and not before):
+                    return False
                 size = self.blobs.path(digest).stat().st_size
                 self._hold(repository, Link(digest, OCTETS, size, Origin.LOCAL))
+                told(before)
         except OSError as error:
             raise StoreError(f"blob {digest} cannot be linked: {error.strerror}") from error
-        return size
+        return True
 
     def renew(self, repository: Repository, digest: Digest) -> None:
         """Somebody counts on a content: it is not collected within the next hour."""
@@ -107,7 +119,9 @@ class Store:
             self.blobs.renew(digest)
             os.utime(self._link(repository, digest))
 
-    def put_manifest(self, repository: Repository, reference: Reference, manifest: Pushed) -> None:
+    def put_manifest(
+        self, repository: Repository, reference: Reference, manifest: Pushed, told: Told = lambda _: None
+    ) -> None:
         """Keep a manifest, and give it its tag.
 
         Raises ClientError (MANIFEST_BLOB_UNKNOWN) where something is not there that it needs.
@@ -124,7 +138,7 @@ class Store:
                             code="MANIFEST_BLOB_UNKNOWN",
                         )
                     self.renew(repository, digest)
-                self._keep(repository, link, content)
+                told(self._keep(repository, link, content))
                 if manifest.subject is not None:
                     self._refer(repository, manifest.subject, link.digest)
                 if isinstance(reference, Tag):
@@ -135,7 +149,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"manifest {link.digest} cannot be kept: {error.strerror}") from error
 
-    def _keep(self, repository: Repository, link: Link, content: bytes) -> None:
+    def _keep(self, repository: Repository, link: Link, content: bytes) -> bool:
         path = self.layout.uploads / f"{PUT_ASIDE}{secrets.token_hex(16)}"
         try:
             with path.open("xb") as file:
@@ -144,12 +158,30 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
                 inode = os.fstat(file.fileno()).st_ino
-            self._hold(repository, link)
-            self._place(link.digest, path)
+            before = self._take_over(repository, link, path)
         except OSError:
             path.unlink(missing_ok=True)
             raise
         self.blobs.vouch(inode, len(content))
+        return before
+
+    def _take_over(self, repository: Repository, link: Link, path: Path) -> bool:
+        """Make a file a blob that a repository holds; whether some repository held that before."""
+        before = self._is_owned(link.digest)
+        if not before and self.blobs.has(link.digest):
+            # It is the cache's, or was deleted: held before the file is gone it would take its room twice after a kill.
+            self._place(link.digest, path)
+            self._hold(repository, link)
+        else:
+            self._hold(repository, link)
+            self._place(link.digest, path)
+        return before
+
+    def _is_owned(self, digest: Digest) -> bool:
+        """Whether a content is here that some repository holds."""
+        if not self.blobs.has(digest):
+            return False
+        return any(self._link(each, digest).exists() for each in repositories(self.layout, LOCAL))
 
     def _hold(self, repository: Repository, link: Link) -> None:
         known = self.links.holds(LOCAL, repository, link.digest)

@@ -47,6 +47,7 @@ class Upload:
         self._fd = fd
         status = os.fstat(fd)
         self.inode = status.st_ino
+        self.removed = False
         self.size = status.st_size
         self._known = uploads.recall(name, self.size)
         """How many of the first bytes have been hashed, and to what."""
@@ -101,6 +102,7 @@ class Upload:
         """It is wanted no more."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+            self.removed = True
         self._hash = self._known = None
 
     def adopted(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mitm_cache.errors import ConfigError
 from mitm_cache.node.docker import DAEMON, take_out_daemon
-from mitm_cache.node.files import Local, Place
+from mitm_cache.node.files import GoneError, Local, Place
 from mitm_cache.node.lines import show_diff, take_out
 from mitm_cache.node.model import Files, Order, Plan, Step
 from mitm_cache.node.state import Record, State
@@ -96,10 +96,17 @@ def decide(target: str, planner: Planner, place: Place, state: State) -> Work:
 
 
 def decide_undo(targets: set[str] | None, place: Place, state: State) -> Work:
-    """What undoing these targets changes; None for all."""
+    """What undoing these targets changes; None for all. A container that cannot be asked keeps nobody from the rest."""
     every = {target for record in state.records.values() for target in record.targets}
     work = Work()
-    _release(work, every if targets is None else targets, place, state, but=set())
+    try:
+        _release(work, every if targets is None else targets, place, state, but=set())
+    except GoneError:
+        return Work(notes=["It is there no more, and what was set up in it went with it."], released=[*state.records])
+    except ConfigError as error:
+        if not place.name:
+            raise
+        return Work(kept=[f"{error.message}; what was set up there stays: start it, then undo again"])
     return work
 
 

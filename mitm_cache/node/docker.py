@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from mitm_cache.errors import ConfigError
+from mitm_cache.node.files import encode
 from mitm_cache.node.model import Draft, Files, Settings, Store, Trust, Way, reload
 from mitm_cache.registries import DOCKER_HUB
 
@@ -64,7 +65,7 @@ def merge(text: str | None, wanted: dict[str, list[str]]) -> str:
     if text is not None and document == parse(text):
         return text
     indent = re.search(r"^([ \t]+)\S", text or "", re.MULTILINE)
-    return json.dumps(document, indent=indent[1] if indent else 2, ensure_ascii=False) + "\n"
+    return _write(document, indent[1] if indent else 2)
 
 
 def parse(text: str | None) -> Document:
@@ -78,6 +79,15 @@ def parse(text: str | None) -> Document:
     if not isinstance(document, dict):
         raise ConfigError(f"{DAEMON} is not a JSON object")
     return document
+
+
+def _write(document: Document, indent: str | int | None) -> str:
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    try:
+        encode(text)
+    except UnicodeEncodeError:  # half of a character (a surrogate), which JSON can only escape
+        text = json.dumps(document, indent=indent)
+    return f"{text}\n"
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> Document:
@@ -105,7 +115,7 @@ def take_out_daemon(before: str | None, after: str, now: str) -> str | None:
     if not document and before is None:
         return ""
     indent = re.search(r"^([ \t]+)\S", now, re.MULTILINE)
-    return json.dumps(document, indent=indent[1] if indent else None, ensure_ascii=False) + "\n"
+    return _write(document, indent[1] if indent else None)
 
 
 def _refuse_flags(files: Files, keys: list[str]) -> None:

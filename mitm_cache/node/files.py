@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,14 @@ from mitm_cache.node.model import Files
 MODE = 0o644
 TIMEOUT = 60
 """Seconds for one command in a container."""
+
+
+_GONE = re.compile("no such container|no container with name", re.IGNORECASE)
+"""What docker and podman say of a container that is not there."""
+
+
+class GoneError(ConfigError):
+    """The container that files are in is not there any more."""
 
 
 class Place(Files, Protocol):
@@ -82,6 +91,8 @@ class Local:
             folder = folder.parent
         if not folder.is_dir():
             raise ConfigError(f"{path} cannot be written: {folder} is not a folder")
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise ConfigError(f"{path} cannot be written: {folder} is on a file system that is read-only")
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise ConfigError(f"{path} cannot be written: run this as root (sudo)")
 
@@ -171,8 +182,10 @@ class Container:
 
     def _is(self, flag: str, path: str) -> bool:
         done = self._run("test", flag, path)
-        if done.returncode not in (0, 1):
-            raise ConfigError(f"{self._tool} exec {self.name}: {done.stderr.decode(errors='replace').strip()}")
+        words = done.stderr.decode(errors="replace").strip()
+        # docker ends with 1 too where it reaches no daemon or no container; `test` says nothing.
+        if done.returncode not in (0, 1) or (done.returncode == 1 and words):
+            raise (GoneError if _GONE.search(words) else ConfigError)(f"{self._tool} exec {self.name}: {words}")
         return done.returncode == 0
 
     def read(self, path: str) -> str | None:

@@ -27,7 +27,7 @@ def take_out(before: str, after: str, now: str) -> str | None:
     """
     if now in (before, after):
         return before
-    base, ours, theirs = (text.splitlines(keepends=True) for text in (after, before, now))
+    base, ours, theirs = (_lines(text) for text in (after, before, now))
     undone, foreign = list(_hunks(base, ours)), list(_hunks(base, theirs))
     if any(_collide(one, other) for one in undone for other in foreign):
         return None
@@ -44,6 +44,11 @@ def take_out(before: str, after: str, now: str) -> str | None:
     merged += base[at:]
     # A last line without an end may not be the last any more.
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in merged[:-1]) + "".join(merged[-1:])
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, where what else ends lines in Unicode is text."""
+    return [line for line in re.split(r"(?<=\n)", text) if line]
 
 
 def _hunks(base: list[str], other: list[str]) -> Iterator[Hunk]:

@@ -62,7 +62,7 @@ def read_yaml(path: str, text: str | None) -> Any:
     """A document whose comments and order are kept. Raises ConfigError unless it is a mapping."""
     try:
         document = _yaml().load(text or "")
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:  # the last are ruamel's own
         problem = getattr(error, "problem", None) or error
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{path} is not YAML: {problem}{f', line {mark.line + 1}' if mark else ''}") from error

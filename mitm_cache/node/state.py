@@ -71,7 +71,10 @@ class State:
             self.folder.chmod(0o700)  # what is kept may hold credentials
             path = folder / str(number)
             path.touch(mode=0o600)
-            path.write_bytes(encode(text))
+            with path.open("wb") as file:
+                file.write(encode(text))
+                file.flush()
+                os.fsync(file.fileno())  # before the file that it is of is replaced
             if like is not None:
                 stat = like.stat()
                 os.chown(path, stat.st_uid, stat.st_gid)
@@ -84,8 +87,9 @@ class State:
         """Write the manifest; remove it, and backups that nothing refers to, once there is nothing to undo."""
         try:
             if not self.records:
-                shutil.rmtree(self.folder / BACKUPS, ignore_errors=True)
+                # In this order: a manifest without its backups would let nothing be set up or undone any more.
                 (self.folder / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / BACKUPS, ignore_errors=True)
                 for folder in (self.folder, self.folder.parent) if self.place else (self.folder,):
                     _remove_if_empty(folder)
                 return
@@ -146,8 +150,14 @@ def places(root: Path) -> list[str]:
 
 
 def folder_of(root: Path) -> Path:
-    """Where records are: the system's, or a user's own, who may set up kind and k3d."""
+    """Where records are: the system's, or a user's own, who may set up kind and k3d.
+
+    Raises ConfigError where that is outside the root.
+    """
     if root.resolve() != Path("/") or os.geteuid() == 0:
-        return root / FOLDER
+        folder = root / FOLDER
+        if not Path(os.path.realpath(folder)).is_relative_to(root.resolve()):
+            raise ConfigError(f"/{FOLDER} is a link that leads out of {root}, or is below one")
+        return folder
     state = os.environ.get("XDG_STATE_HOME") or Path(os.environ.get("HOME", "/"), ".local/state")
     return Path(state, Path(FOLDER).name)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from mitm_cache.errors import ClientError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.manifest import may_be_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """`manifests` are an index's; `blobs` a manifest's: its configuration and its layers, each content once."""
+    """`manifests` are an index's; `blobs` its configuration, its layers, and what else an index lists. Each once."""
 
     manifests: tuple[Descriptor, ...] = ()
     blobs: tuple[Descriptor, ...] = ()
@@ -54,15 +55,15 @@ class Contents:
             return cls()
         if not isinstance(document, dict):
             return cls()
-        return cls(
-            _descriptors(document.get("manifests")),
-            _descriptors([document.get("config"), *_list(document.get("layers"))]),
-        )
+        listed = _descriptors(_list(document.get("manifests")))
+        blobs = _descriptors([document.get("config"), *_list(document.get("layers"))])
+        blobs |= {one.digest: one for one in listed.values() if not may_be_manifest(one.media_type)}
+        return cls(tuple(one for one in listed.values() if may_be_manifest(one.media_type)), tuple(blobs.values()))
 
 
-def _descriptors(items: Any) -> tuple[Descriptor, ...]:
-    found = (Descriptor.of(item) for item in _list(items))
-    return tuple({one.digest: one for one in found if one is not None}.values())
+def _descriptors(items: list[Any]) -> dict[Digest, Descriptor]:
+    found = (Descriptor.of(item) for item in items)
+    return {one.digest: one for one in found if one is not None}
 
 
 def _list(items: Any) -> list[Any]:

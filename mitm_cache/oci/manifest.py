@@ -27,6 +27,21 @@ def is_schema_1(content_type: str) -> bool:
     return media_type_of(content_type) in SCHEMA_1
 
 
+def may_be_manifest(media_type: str) -> bool:
+    """Whether what an index lists is a manifest, by the type it is said to have, "" for none.
+
+    BuildKit lists the layers of a build cache in an index, and its configuration (`application/vnd.buildkit.
+    cacheconfig.v0`): its cache-to with image-manifest=false.
+    """
+    name = media_type_of(media_type)
+    return not name or "manifest" in name or "index" in name
+
+
+def is_foreign(media_type: str) -> bool:
+    """Whether a layer is not the registry's to give: it has a URL elsewhere (image-spec, non-distributable layers)."""
+    return ".foreign." in media_type or ".nondistributable." in media_type
+
+
 class Accept:
     """The manifest types a client takes, in one normal form however its headers are split, ordered or spaced."""
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from mitm_cache import parsing
@@ -128,10 +129,15 @@ def _patterns(key: str, value: Any, allowed: re.Pattern[str], words: str) -> tup
 
 
 def _registries(key: str, value: Any, known: Known) -> tuple[str, ...]:
-    given = tuple(text.lower() for text in _texts(key, value))
     found = []
-    for text in _patterns(key, given, _REGISTRY, "a registry such as quay.io"):
-        registry = None if "*" in text else known.part(text)
+    for given in _texts(key, value):
+        text = given.lower()
+        # A path prefix as it is written in local.names, `mine/`, too.
+        registry = known.part(text.removesuffix("/"))
+        if registry is None:
+            _patterns(key, [text], _REGISTRY, "a registry such as quay.io")
+        if registry is None and "*" in text:
+            _check_pattern(key, text, known)
         if registry is None and "*" not in text:
             names = ", ".join(one.name for one in known)
             raise ConfigError(
@@ -140,6 +146,19 @@ def _registries(key: str, value: Any, known: Known) -> tuple[str, ...]:
             )
         found.append(text if registry is None else registry.name)
     return tuple(dict.fromkeys(found))
+
+
+def _check_pattern(key: str, text: str, known: Known) -> None:
+    """Raises ConfigError for a pattern of other names alone: a row that never matches protects nobody."""
+    if any(fnmatchcase(one.name, text) for one in known):
+        return
+    meant = {one.name: host for one in known for host in one.names if fnmatchcase(host, text)}
+    if meant:
+        name, host = next(iter(meant.items()))
+        raise ConfigError(
+            f"{key}: {text!r} matches {host}, another name of {name}, and patterns are compared with a registry's own "
+            f"name: the row would never match; say {name!r}"
+        )
 
 
 def _users(key: str, value: Any) -> tuple[str, ...]:

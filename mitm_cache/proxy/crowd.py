@@ -13,6 +13,9 @@ RESERVED = 512
 PER_CONNECTION = 2
 """Descriptors that a connection may need, itself included, on the average of those that are at work."""
 
+MAX_TOLD = 10_000
+"""Addresses whose refusal is remembered to have had its line."""
+
 
 def room() -> int:
     """How many connections the descriptors of this process are enough for; takes what the system allows it."""
@@ -59,5 +62,7 @@ class Crowd:
         """Whether a refusal is worth a line: one for each address, until one of its connections has ended."""
         if address in self._told:
             return False
+        if len(self._told) >= MAX_TOLD:
+            self._told.clear()  # addresses cost nothing where there is IPv6, and some never have a connection
         self._told.add(address)
         return True

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from secrets import token_hex
 from weakref import WeakKeyDictionary
 
@@ -16,10 +16,9 @@ from mitm_cache.errors import ClientError, LoopError, MitmCacheError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci.operation import Blob, Manifest, Operation, Referrers, classify, is_pull, repository_of
 from mitm_cache.proxy.identity import Arrival, identify, is_own, split_host
+from mitm_cache.proxy.logins import Login, Logins
 from mitm_cache.registries import Known, Registry
 from mitm_cache.upstream.passage import Passage
-from mitm_cache.users import Users
-from mitm_cache.wire.basic import Basic, parse_basic
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Credential, Request, Response
 
@@ -60,6 +59,8 @@ class Exchange:
     """Whether it changes what is kept here, or asks to: a request for a local name that is no GET or HEAD."""
     uploading: bool = False
     """Whether its body is being received."""
+    taken: int = 0
+    """Bytes of its body that have been received so far."""
     passage: Passage | None = None
     response: Response | None = None
     request_id: str = field(default_factory=lambda: token_hex(8))
@@ -103,7 +104,7 @@ class Exchange:
                 digest=response.digest if response else "",
                 status=response.status if response else 0,
                 bytes_out=bytes_out,
-                bytes_in=bytes_out if self.relayed else response.bytes_in if response else 0,
+                bytes_in=self._bytes_in(bytes_out),
                 ttfb_ms=round(((self.first_byte or now) - self.started) * 1000, 1),
                 ms=round((now - self.started) * 1000, 1),
                 user_agent=self.user_agent[:256],
@@ -115,6 +116,14 @@ class Exchange:
         self.passage = None
         if response is not None and not isinstance(response.body, bytes):
             response.body = b""
+
+    def _bytes_in(self, bytes_out: int) -> int:
+        """From upstream, or of a push to the local registry from the client."""
+        if self.received:
+            return self.taken
+        if self.relayed:
+            return bytes_out
+        return self.response.bytes_in if self.response else 0
 
 
 def _reference(operation: Operation | None) -> str:
@@ -139,14 +148,14 @@ class Door:
         ways: Mapping[str, Way],
         own: Collection[str] = (),
         pages: Pages | None = None,
-        users: Users | None = None,
+        logins: Logins | None = None,
     ) -> None:
         """`ways`: how each connection came in, by mitmproxy's id; `own`: the cache's names, where its `pages` are;
-        `users`: whose passwords are for the cache itself."""
+        `logins`: who its users are."""
         self._known = known
         self._own = frozenset(own)
         self._pages = pages
-        self._users = users
+        self._logins = logins or Logins(None)
         self._journal = journal
         self._via = via
         self._ways = ways
@@ -167,8 +176,8 @@ class Door:
         exchange = Exchange(
             listener=way.listener,
             client=client.peername[0],
-            method=request.method[:16],
-            user_agent=request.headers.get("user-agent", ""),
+            method=_readable(request.method)[:16],
+            user_agent=_readable(request.headers.get("user-agent", "")),
             journal=self._journal,
             user=way.user,
         )
@@ -181,36 +190,13 @@ class Door:
             exchange.response = explain(error, exchange.request)
         return exchange
 
-    def login(self, exchange: Exchange) -> Basic | None:
-        """The name and password of a request that `recognize` has to judge, which may take a while: None where there
-        are none, and where all is known already."""
-        request = exchange.request
-        if self._users is None or request is None or request.credential is None or exchange.response is not None:
-            return None
-        login = parse_basic(request.headers.get_all("authorization"))
-        if login is None:
-            return None
-        right = self._users.recall(login)
-        if right:
-            self._take(exchange, login)
-        return login if right is None else None
+    def login(self, exchange: Exchange) -> Login | None:
+        """What `recognize` has to judge of a request, which may take a while; None where all is known already."""
+        return self._logins.sort(exchange)
 
-    async def recognize(self, exchange: Exchange, login: Basic) -> None:
-        """Keep what is a password of the users file from going upstream; anything else is for the registry."""
-        assert self._users is not None
-        try:
-            if await self._users.check(exchange.client, login):
-                self._take(exchange, login)
-        except ClientError as error:
-            if self._users.knows(login.name):  # it may be the right password, and upstream is not to see that
-                exchange.response = explain(error, exchange.request)
-
-    def _take(self, exchange: Exchange, login: Basic) -> None:
-        request = exchange.request
-        assert request is not None
-        exchange.user = login.name
-        headers = request.headers.without(["authorization"])
-        exchange.request = replace(request, headers=headers, credential=None, user=login.name)
+    async def recognize(self, exchange: Exchange, login: Login) -> None:
+        """Find out who asks; the exchange has an answer where that is refused."""
+        await self._logins.settle(exchange, login)
 
     def _admit(self, exchange: Exchange, arrival: Arrival, request: http.Request) -> None:
         place = identify(arrival, self._hosts(arrival, request), request.path, self._known, self._own)
@@ -239,6 +225,12 @@ class Door:
             mirror=place.mirror,
             given=place.given,
             chosen=place.chosen,
+            realm=self._logins.realm(
+                tls=arrival.sni is not None or _is_tls_ended_before(headers),
+                authority=_authority(request),
+                local=place.registry.is_local,
+                mirror=place.mirror,
+            ),
         )
         local = place.registry.is_local
         if local and request.method not in ("GET", "HEAD"):
@@ -281,6 +273,25 @@ class Door:
         if self._pages is None:
             raise ClientError("there are no pages here", status=404)
         return self._pages(request.method, request.path.partition("?")[0], request.headers.get("accept", ""))
+
+
+def _readable(text: str) -> str:
+    """What a client said, as text: mitmproxy keeps stray bytes as surrogates, and strict readers of JSON refuse those,
+    and so a line of the log."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _authority(request: http.Request) -> str:
+    """The host and port that a client asks, as it says them."""
+    if request.first_line_format == "absolute":
+        return f"[{request.host}]:{request.port}" if ":" in request.host else f"{request.host}:{request.port}"
+    hosts: list[str] = request.headers.get_all("host")
+    return hosts[0].strip() if hosts else ""
+
+
+def _is_tls_ended_before(headers: Headers) -> bool:
+    """Whether the client's connection had TLS; of several servers in front of this the first one's word counts."""
+    return (headers.get("x-forwarded-proto") or "").partition(",")[0].strip().lower() == "https"
 
 
 def _size(headers: Headers) -> int | None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from socket import socket
 from typing import Protocol
 
-from mitm_cache.errors import ClientError, LoopError, MitmCacheError
+from mitm_cache.errors import ClientError, LoopError, MitmCacheError, UpstreamError
 from mitm_cache.journal import Event, Journal
 from mitm_cache.oci import problem
 from mitm_cache.proxy.peek import PATIENCE, Beginning, Connect, Replay, read_connect, read_server_name
@@ -174,7 +174,10 @@ class Front:
             self._hellos.add(hello)
         try:
             started = self._clock()
-            server = await self._dial(way.host, way.port, trusted=coming.listener == "tls")
+            try:
+                server = await self._dial(way.host, way.port, trusted=coming.listener == "tls")
+            except OSError as error:  # no descriptor is left
+                raise UpstreamError(f"{way.host} cannot be dialled: {error.strerror}") from error
             if coming.listener == "connect":
                 coming.writer.write(ESTABLISHED)
             tunnel = Tunnel(coming.reader, coming.writer)

@@ -34,10 +34,11 @@ class Authority(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """A context with its leaf, the fingerprint of who signed it, and from when on another is due."""
+    """A context with its leaf, the fingerprint of who signed it, when that was, and from when on another is due."""
 
     context: SSL.Context
     signer: str
+    made_at: datetime
     renew_at: datetime
 
 
@@ -107,10 +108,11 @@ class Intercept:
         now = self._clock()
         signer = self._authority.signer(now)
         minted = self._minted.get(name)
-        if minted is None or minted.signer != signer.fingerprint or minted.renew_at <= now:
+        # Not made yet: the clock was ahead then, and nodes whose clocks are right would not take the leaf.
+        if minted is None or minted.signer != signer.fingerprint or not minted.made_at <= now < minted.renew_at:
             leaf = signer.mint(name, now=now)
             context = _make_context(leaf.certificate_chain_pem, leaf.private_key_pem)
-            minted = Minted(context, signer.fingerprint, leaf.renew_at)
+            minted = Minted(context, signer.fingerprint, now, leaf.renew_at)
             self._minted[name] = minted
         return minted.context
 

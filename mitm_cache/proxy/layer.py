@@ -98,7 +98,7 @@ class DeliveryLayer(HttpLayer):
             stream = self.streams.get(http1.stream_id)
             passed_on = isinstance(stream, DeliveryStream) and stream.passes_on
             piece, seconds = (self._received // UPLOAD_PIECE, limits.upload) if passed_on else (0, limits.head)
-            patience.expect(("body", http1.stream_id, piece), seconds)
+            patience.expect(("body", http1.stream_id, piece), seconds, body=True)
         else:
             patience.rest()
 

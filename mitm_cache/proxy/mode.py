@@ -127,10 +127,21 @@ class Listeners:
                 way = Way(listener, port, intercepted.target, intercepted.user)
                 await self._intercept(way, intercepted.reader, writer)
         finally:
-            # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
-            writer.close()
-            self._writers.discard(writer)
-            self._crowd.leave(address)
+            try:
+                await self._see_off(writer)
+            finally:
+                self._writers.discard(writer)
+                self._crowd.leave(address)
+
+    async def _see_off(self, writer: asyncio.StreamWriter) -> None:
+        """Close a connection. It is one of the crowd for as long as its client has not taken what was written last."""
+        # mitmproxy closes it; not where it is told to twice in a row, as for a name without a certificate.
+        writer.close()
+        try:
+            async with asyncio.timeout(self._limits.upload):
+                await writer.wait_closed()
+        except OSError:  # it has broken, or that took too long: TimeoutError is one
+            writer.transport.abort()
 
     async def _intercept(self, way: Way, reader: Replay, writer: asyncio.StreamWriter) -> None:
         assert self._master is not None

@@ -26,20 +26,25 @@ class Patience:
     """One connection's alarm clock. What is waited for is told by `expect`; at its end the connection is cut."""
 
     def __init__(self, writer: asyncio.StreamWriter, limits: Limits, *, held_back: Callable[[], bool]) -> None:
-        """`held_back`: whether the client is not read from, so that it is not the one who is waited for."""
+        """`held_back`: whether the client is not read from, so that a body does not come because of us."""
         self.limits = limits
         self._transport = writer.transport
         self._held_back = held_back
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._waiting_for: object = None
+        self._body = False
         self.expect("the beginning", limits.beginning)
 
-    def expect(self, what: object, seconds: float) -> None:
-        """Wait for something from now on; it is not begun anew where the same is waited for already."""
+    def expect(self, what: object, seconds: float, *, body: bool = False) -> None:
+        """Wait for something from now on; it is not begun anew where the same is waited for already.
+
+        `body`: it may be us who do not let it come. Between requests only a client is held back that does not take
+        its answers.
+        """
         if what != self._waiting_for:
             self.rest()
-            self._waiting_for = what
+            self._waiting_for, self._body = what, body
             self._alarm = self._loop.call_later(seconds, self._ring, seconds)
 
     def rest(self) -> None:
@@ -50,7 +55,7 @@ class Patience:
             self._alarm = None
 
     def _ring(self, seconds: float) -> None:
-        if self._held_back():
+        if self._body and self._held_back():
             self._alarm = self._loop.call_later(seconds, self._ring, seconds)
         else:
             self._transport.abort()

@@ -98,7 +98,8 @@ async def read_connect(reader: asyncio.StreamReader, data: bytes = b"") -> Conne
         request = read_request_head(head.split(b"\r\n"))
     except ValueError as error:
         raise ClientError(f"the CONNECT request is malformed: {error}") from error
-    host, port = _target(request.authority)
+    # As it was sent: mitmproxy's own `authority` turns xn-- into other scripts, of which no route and no rule knows.
+    host, port = _target(request.data.authority.decode("latin-1"))
     return Connect(host, port, rest, parse_basic(request.headers.get_all("proxy-authorization")))
 
 

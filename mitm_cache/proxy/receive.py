@@ -103,17 +103,18 @@ class Receive:
         taken = await self._local.receive(request)
         if isinstance(taken, Response):
             return taken
+        reception.received = sum(map(len, part))
         try:
             await self._work(lambda: _write(taken, part))
             if not reception.whole:
-                await self._move(reception, taken, io, sum(map(len, part)))
+                await self._move(reception, taken, io)
             if reception.patience is not None:
                 reception.patience.rest()
             return await taken.finish()
         finally:
             taken.close()
 
-    async def _move(self, reception: Reception, intake: Intake, io: Any, received: int) -> None:
+    async def _move(self, reception: Reception, intake: Intake, io: Any) -> None:
         writer: asyncio.StreamWriter = io.writer
         if reception.awaits:
             for record in encrypt(reception.tls, CONTINUE):
@@ -127,11 +128,15 @@ class Receive:
                 closing=writer.transport.is_closing,
             )
             keeper = Keeper(intake.write, self._keeping)
-            while not framing.ended:
-                more = await self._work(lambda: inlet.run(keeper, self._buffers, self._crowded))
-                if not more and not framing.ended:
-                    self._expect(reception, received + inlet.received)
-                    await self._readable(connected, writer)
+            before = reception.received
+            try:
+                while not framing.ended:
+                    more = await self._work(lambda: inlet.run(keeper, self._buffers, self._crowded))
+                    if not more and not framing.ended:
+                        self._expect(reception, before + inlet.received)
+                        await self._readable(connected, writer)
+            finally:
+                reception.received = before + inlet.received
         reception.whole = True
 
     def _expect(self, reception: Reception, received: int) -> None:
@@ -139,7 +144,7 @@ class Receive:
         patience = reception.patience
         if patience is not None:
             what = ("receiving", reception.server.stream_id, received // UPLOAD_PIECE)
-            patience.expect(what, patience.limits.upload)
+            patience.expect(what, patience.limits.upload, body=True)
 
     async def _readable(self, connected: socket.socket, writer: asyncio.StreamWriter) -> None:
         """Wait until the client sends more. Raises GoneError, TimeoutError."""

@@ -32,7 +32,7 @@ class Reception:
     """A request whose body is still to come. `whole` once all of it has been taken; `failure` where it never will be.
 
     `tls`: innermost first; `waiting`: the events that mitmproxy has made of what it has read; `awaits`: the client
-    sends its body once it is told to.
+    sends its body once it is told to; `received`: bytes of it that have come and were not refused on the head alone.
     """
 
     flow: http.HTTPFlow
@@ -43,6 +43,7 @@ class Reception:
     awaits: bool = False
     whole: bool = False
     failure: str = ""
+    received: int = 0
 
     def take_waiting(self) -> list[bytes]:
         """The part of the body that is among the events, which are left without it."""

@@ -8,13 +8,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
+from typing import Any
 
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
 
-from mitm_cache.answers import explain, switching
+from mitm_cache.answers import explain, switching, unless_known
 from mitm_cache.errors import MitmCacheError
+from mitm_cache.proxy.deliver import STALL_SECONDS
 from mitm_cache.proxy.door import Door
 from mitm_cache.proxy.stream import Recognition, Relayed, Upgrading, render
 from mitm_cache.relay import Relay
@@ -26,6 +28,8 @@ from mitm_cache.wire.message import Handler, Request, Response
 LOOK_SECONDS = 10.0
 """How often it is looked whether the client of a relay is still there; one that has closed its side gets what comes
 until then."""
+MAX_UNTAKEN = 64 << 10
+"""Bytes of short answers that a client may leave lying before its next request is looked at."""
 _ESTABLISHED = 1
 """The state of a TCP connection that nobody has closed (tcp(7), TCP_INFO; linux/tcp_states.h)."""
 
@@ -35,7 +39,17 @@ logger = logging.getLogger(__name__)
 class Serve:
     """Answers every request; none goes on to a server by mitmproxy's own leg."""
 
-    def __init__(self, *, pull_through: Handler, relay: Relay, door: Door, proxyserver: Proxyserver) -> None:
+    def __init__(
+        self,
+        *,
+        pull_through: Handler,
+        relay: Relay,
+        door: Door,
+        proxyserver: Proxyserver,
+        stall: float = STALL_SECONDS,
+    ) -> None:
+        """`stall`: seconds for which a client may leave short answers lying and ask for more."""
+        self._stall = stall
         self.leaving = False
         """Whether this process is about to end: connections are closed after their next answer."""
         self._pull_through = pull_through
@@ -44,7 +58,7 @@ class Serve:
         self._proxyserver = proxyserver
 
     async def recognize(self, recognition: Recognition) -> None:
-        """Find out whether a password is for the cache itself; a request of which that is not known goes nowhere."""
+        """Find out whether a login is for the cache itself; a request of which that is not known goes nowhere."""
         exchange = recognition.exchange
         try:
             async with self.held_back(recognition.client_id):
@@ -90,12 +104,14 @@ class Serve:
         request = exchange.request
         try:
             exchange.response = response = await answer(request)
+            if not exchange.relayed:  # upstream has heard the condition itself
+                exchange.response = response = unless_known(response, request)
             if request.mirror:
                 told = Headers([("OCI-Namespace", request.registry.name)])
                 response.headers = response.headers.without(["oci-namespace"]) + told
             if self.leaving:
                 response.headers = response.headers + Headers([("Connection", "close")])
-            if exchange.listener == "clear":
+            if exchange.listener == "clear" and not request.registry.is_local:
                 _lead_back(response, request)
             flow.response = render(exchange, response, flow.request.http_version)
         except BaseException as error:
@@ -106,11 +122,29 @@ class Serve:
                 raise
             logger.exception("a request failed for no known reason")
 
-    def held_back(self, client_id: str) -> AbstractAsyncContextManager[object]:
+    @asynccontextmanager
+    async def held_back(self, client_id: str) -> AsyncIterator[None]:
         """Keep a client from filling our memory with more requests: mitmproxy's reader waits for this lock after each
-        read."""
+        read. Nor with answers: short ones are written at once, and hundreds may be asked for in one packet."""
         handler = self._proxyserver.connections.get(client_id)
-        return handler._drain_lock if handler is not None else nullcontext()
+        if handler is None:
+            yield
+            return
+        await self._let_take(handler)
+        async with handler._drain_lock:
+            yield
+
+    async def _let_take(self, handler: Any) -> None:
+        """Wait until a client has taken most of what it was sent before; one that takes nothing is cut."""
+        io = handler.transports.get(handler.client)
+        writer = io.writer if io is not None else None
+        if not isinstance(writer, asyncio.StreamWriter) or writer.transport.get_write_buffer_size() <= MAX_UNTAKEN:
+            return
+        try:
+            async with asyncio.timeout(self._stall):
+                await writer.drain()
+        except OSError:  # TimeoutError is one
+            writer.transport.abort()
 
     @asynccontextmanager
     async def _watched(self, flow: http.HTTPFlow, passage: Passage) -> AsyncIterator[None]:

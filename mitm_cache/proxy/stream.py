@@ -27,13 +27,13 @@ from mitm_cache.errors import ClientError
 from mitm_cache.proxy.deliver import DeliverBodyHook, Delivery
 from mitm_cache.proxy.door import MAX_BODY, Door, Exchange
 from mitm_cache.proxy.http1 import OneWriteServer
+from mitm_cache.proxy.logins import Login
 from mitm_cache.proxy.patience import Patience
 from mitm_cache.proxy.reception import ReceiveBodyHook, Reception
 from mitm_cache.proxy.upgrade import CrossHook, Crossing, CrossRoomHook
 from mitm_cache.relay import Relay
 from mitm_cache.upstream.passage import Passage
 from mitm_cache.upstream.upgrade import Upgraded, is_upgrade
-from mitm_cache.wire.basic import Basic
 from mitm_cache.wire.message import FileBody, Request, Response, StreamBody
 
 HTTP_1_1 = "HTTP/1.1"
@@ -71,16 +71,16 @@ class UpgradeHook(commands.StartHook):
 
 @dataclass
 class Recognition:
-    """A request with a password that may be for the cache itself, before anything is done for it."""
+    """A request with a password or token that may be for the cache itself, before anything is done for it."""
 
     client_id: str
     exchange: Exchange
-    login: Basic
+    login: Login
 
 
 @dataclass
 class RecognizeHook(commands.StartHook):
-    """Find out whose password it is."""
+    """Find out whose it is."""
 
     name = "recognize"
     recognition: Recognition
@@ -202,6 +202,7 @@ class DeliveryStream(HttpStream):
         exchange.uploading, self._receives = request.size != 0, True
         yield ReceiveBodyHook(reception)
         exchange.uploading = self._receives = False
+        exchange.taken = reception.received
         if reception.failure or exchange.response is None:
             exchange.close()
             exchange.finish(bytes_out=0, failure=reception.failure or "no answer was made")

@@ -37,7 +37,8 @@ class Tunnel:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, to_client: bool) -> None:
         while data := await self._read(source):
             sink.write(data)
-            await sink.drain()
+            async with asyncio.timeout(IDLE_SECONDS):  # nothing may be read from the other side any more
+                await sink.drain()
             if to_client:
                 self.received += len(data)
             else:

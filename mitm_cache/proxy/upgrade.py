@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from mitmproxy import http
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import commands
+from mitmproxy.proxy.server import ConnectionIO
 from OpenSSL import SSL
 
+from mitm_cache.errors import ClientError
 from mitm_cache.proxy.deliver import encrypt
 from mitm_cache.proxy.door import Exchange
 from mitm_cache.upstream.channel import Channel
@@ -108,6 +110,14 @@ class Crossings:
             pass  # one side has gone: so does the other
         finally:
             upgraded.writer.close()
-            if client is not None:
-                client.close()
+            crossing.inbox.fail(ClientError("the WebSocket has ended"))  # `cross_room` may wait for room in it
+            _end(io)
             crossing.exchange.finish(bytes_out=received)
+
+
+def _end(io: ConnectionIO | None) -> None:
+    """End a client's connection as mitmproxy does it, which waits for ever for the end of one that it passes on."""
+    if io is not None and io.writer is not None:
+        io.writer.close()
+    if io is not None and io.handler is not None:
+        io.handler.cancel("the WebSocket has ended")

@@ -87,7 +87,10 @@ class PullThrough:
         lent = self._gate.modes.lends(request.registry.name, request.credential)
         if request.mirror or lent:
             if self._has_to_log_in(request):
-                raise LoginError("users of this cache may have more here than strangers do")
+                asking = explain(LoginError("users of this cache may have more here than strangers do"), request)
+                # Who has shown nothing yet is asked, and not refused.
+                asking.outcome = "LOCAL" if request.credential is None else asking.outcome
+                return asking
             # A client that is asked to log in here does so as a stranger, and has a credential from then on.
             reason = "mirror clients need no login" if request.mirror else "its rights are not the client's own"
             return small(HTTPStatus.OK, headers, b"{}", request, outcome="LOCAL", reason=reason)
@@ -107,7 +110,7 @@ class PullThrough:
         # By a first part of a path, which a ping does not have, they may come to the local registry. Where they are not
         # expected to, nobody is asked: a dockerd that pulls Docker Hub's images here would go past the cache.
         matters = self._policy.names_users(registry) or (self._pushes and not request.chosen)
-        return self._users and request.user == "" and matters
+        return self._users and request.user == "" and not request.bearer and matters
 
 
 def _wanted(request: Request) -> str:

@@ -1,19 +1,21 @@
 """Content by its digest: from the store, from a download under way, or by starting one."""
 
+import os
 from dataclasses import replace
 from http import HTTPStatus
 
 from mitm_cache.answers import content, content_head, outcome_of, pass_back
-from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.links import Links
 from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.looks import OCTETS, is_told, type_within
 from mitm_cache.oci.manifest import MAX_SIZE, Accept
 from mitm_cache.oci.operation import Manifest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.policy import Ruling
 from mitm_cache.policy.ruled import unfilled
-from mitm_cache.pull_through.gate import Gate
+from mitm_cache.pull_through.gate import Gate, asked_type, whole_size
 from mitm_cache.upstream.client import REFUSALS, Call
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.flight import Landed
@@ -21,6 +23,9 @@ from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.writer import Supply, Uncacheable
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request, Response
+
+ERROR_SIZE = 64 << 10
+"""Bytes of what a registry says where it does not give a blob."""
 
 
 class Contents:
@@ -36,7 +41,7 @@ class Contents:
         """A manifest; where the client does not take its type, the registry decides what to say."""
         accept = Accept(*request.headers.get_all("accept"))
         link = self._links.holds(request.registry.name, repository, digest)
-        if link is not None and not accept.takes(link.media_type):
+        if link is not None and is_told(link.media_type) and not accept.takes(link.media_type):
             if not ruling.may_fill:
                 raise unfilled(ruling, request)
             return await self._uncached(request)
@@ -58,10 +63,12 @@ class Contents:
         """HEAD stays HEAD: from the cache where the content is here, else passed on."""
         blob = self._blobs.open(digest)
         if blob is not None:
-            blob.close()
-            reason = await self._gate.permit(request, repository, digest, accept)
-            link = self._links.holds(request.registry.name, repository, digest)
-            return content_head(Link(digest, _media_type(link, request), blob.size), outcome="HIT", reason=reason)
+            try:
+                reason = await self._gate.permit(request, repository, digest, accept)
+                kind = await self._kind(request, repository, digest, blob)
+            finally:
+                blob.close()
+            return content_head(Link(digest, kind, blob.size), outcome="HIT", reason=reason)
         answer = await self._leg.exchange(self._gate.call(request, accept=accept))
         if answer.ok:
             await self._gate.grant(request, repository)
@@ -77,10 +84,10 @@ class Contents:
         """Storage behind a registry may refuse HEAD on a URL signed for GET: ask it for one byte."""
         call = self._gate.call(request, method="GET", accept=accept)
         answer = await self._leg.exchange(replace(call, headers=call.headers + Headers([("Range", "bytes=0-0")])))
-        total = (answer.headers.get("content-range") or "").rpartition("/")[2]
-        if answer.status != HTTPStatus.PARTIAL_CONTENT or not total.isdigit():
+        size = whole_size(answer)
+        if answer.status != HTTPStatus.PARTIAL_CONTENT or size is None:
             return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
-        link = Link(digest, _media_type(None, request), int(total))
+        link = Link(digest, asked_type(answer, request) or _media_type(None, request), size)
         return content_head(link, outcome="MISS", reason="not cached; asked for its first byte")
 
     async def fetch(
@@ -95,7 +102,7 @@ class Contents:
     ) -> Response:
         """GET: the content, which may be of `max_size` bytes at most."""
         self._check_fill(request, digest, ruling)
-        call = self._gate.call(request, method="GET", accept=accept)
+        call = self._gate.call(request, method="GET", accept=accept, limit=max_size or ERROR_SIZE)
         registry = request.registry.name
         reason = "known to hold it"
         fills = self._gate.modes.fills(registry, repository, request.credential)
@@ -112,7 +119,12 @@ class Contents:
         except Uncacheable:
             return await self._uncached(request)
         if isinstance(boarding, Landed):
-            head = Head(boarding.blob.size, _media_type(self._links.holds(registry, repository, digest), request))
+            try:
+                kind = await self._kind(request, repository, digest, boarding.blob)
+            except BaseException:
+                boarding.blob.close()
+                raise
+            head = Head(boarding.blob.size, kind)
             return content(request, digest, boarding.blob, head, outcome="HIT", reason=reason)
         passenger = boarding.passenger
         if boarding.first and not fills:
@@ -123,6 +135,21 @@ class Contents:
         response = content(request, digest, passenger, head, outcome=outcome, reason=reason)
         response.bytes_in = head.size if boarding.first else 0
         return response
+
+    async def _kind(self, request: Request, repository: Repository, digest: Digest, blob: Blob) -> str:
+        """The Content-Type of what is here. What came as a blob, or by another repository while the disk takes no
+        link, may be a manifest all the same: its bytes tell then."""
+        if not isinstance(request.operation, Manifest):
+            return OCTETS
+        registry = request.registry.name
+        link = self._links.holds(registry, repository, digest)
+        if link is not None and is_told(link.media_type):
+            return link.media_type
+        kind = await self._leg.run(lambda: type_within(_read(blob)))
+        if kind and link is not None:
+            told = replace(link, media_type=kind)
+            await self._leg.record(lambda: self._links.hold(registry, repository, told))
+        return kind or OCTETS
 
     def _head_in_flight(self, request: Request, repository: Repository, digest: Digest, head: Head) -> Head:
         """A manifest's type is what upstream has said; where the writer's word is gone with it, what the link says."""
@@ -141,7 +168,8 @@ class Contents:
         registry = call.registry.name
 
         def landed(link: Link) -> None:
-            self._links.hold(registry, repository, link)
+            # A blob has no type of its own, whatever storage calls it.
+            self._links.hold(registry, repository, link if max_size else replace(link, media_type=OCTETS))
 
         def fetch(start: int, sink: Sink) -> Answer:
             ranged = call.headers + Headers([("Range", f"bytes={start}-")]) if start else call.headers
@@ -158,4 +186,11 @@ class Contents:
 def _media_type(link: Link | None, request: Request) -> str:
     if isinstance(request.operation, Manifest) and link is not None:
         return link.media_type
-    return "application/octet-stream"
+    return OCTETS
+
+
+def _read(blob: Blob) -> bytes:
+    try:
+        return os.pread(blob.fileno(), blob.size, 0) if blob.size <= MAX_SIZE else b""
+    except OSError:
+        return b""  # who reads it is told

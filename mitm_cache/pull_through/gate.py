@@ -22,6 +22,7 @@ from mitm_cache.upstream.leg import Leg
 from mitm_cache.upstream.writer import Refused
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request
+from mitm_cache.wire.ranges import parse_content_range
 
 
 class Gate:
@@ -174,8 +175,7 @@ class Gate:
                 pass
         await self.grant(request, repository)
         if not held:
-            size = answer.length if answer.ok and answer.length is not None else 0
-            link = Link(digest, _asked_type(answer, request), size)
+            link = Link(digest, asked_type(answer, request), whole_size(answer) or 0)
             await self._leg.record(lambda: self._links.hold(name, repository, link))
         lent = self.modes.lends(name, request.credential) and self.modes.owner(name, repository)
         return "upstream said yes to the cache's credential" if lent else "upstream said yes to this client"
@@ -190,7 +190,16 @@ def unasked(error: UpstreamError, what: str) -> UpstreamError:
     return UpstreamError(message, status=status, code=code, retry_after=error.retry_after)
 
 
-def _asked_type(answer: Answer, request: Request) -> str:
+def whole_size(answer: Answer) -> int | None:
+    """Bytes of the content that an answer is about, of which it may have brought one; None where it does not say."""
+    if answer.status == HTTPStatus.PARTIAL_CONTENT:
+        span = parse_content_range(answer.headers.get("content-range"))
+        return span.size if span is not None else None
+    return answer.length if answer.ok else None
+
+
+def asked_type(answer: Answer, request: Request) -> str:
+    """The Content-Type of what a request is for, by an answer about it: a blob has none of its own."""
     if isinstance(request.operation, Manifest) and answer.ok:
         return answer.headers.get("content-type") or ""
     return "application/octet-stream"

@@ -199,7 +199,9 @@ class Tags:
         if answer.status in REFUSALS and self._gate.modes.rights(wanted.registry) is Rights.OPEN and kept is not None:
             reason = "rights are open, and upstream does not tell this client; this is what it was"
             return await self._serve(wanted, kept, "HIT", reason)
-        await self._gate.refuse(request, wanted.repository, answer.status)
+        # Some registries deny that there is what a client may not read.
+        gone = answer.status == HTTPStatus.NOT_FOUND and kept is not None
+        await self._gate.refuse(request, wanted.repository, HTTPStatus.FORBIDDEN if gone else answer.status)
         if answer.status in (*REFUSALS, HTTPStatus.NOT_FOUND) and (given := await self._given(wanted, None)):
             if response := await self._too_young(wanted, given.link):
                 return response

@@ -108,7 +108,7 @@ def seconds_of(retry_after: str | None) -> float:
         return float(text[:9])
     try:
         when = parsedate_to_datetime(text)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return 0.0
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
@@ -157,6 +157,9 @@ class Fetching:
     def _fetch(self) -> None:
         self._start = self.size
         answer = self._supply.fetch(self._start, self)
+        if self.head is None and answer.status == 200 and answer.length is None:
+            self._promise(answer, len(answer.body))
+            self.write(answer.body)
         if self.head is None or not answer.ok:
             raise self._failure(answer)
         if self.size < self.head.size:
@@ -177,23 +180,28 @@ class Fetching:
             if answer.status != 206 or span is None or (span.start, span.size) != (self._start, size):
                 raise Moved(f"{answer.origin} did not carry on at byte {self._start} when it was asked to")
             return True
+        if self.head is None and answer.length is None and answer.status == 200 and self._supply.max_size is not None:
+            return False  # a manifest: it is small, and is had whole before anything is promised
         if answer.length is None or answer.status != 200:
             raise Hopeless(f"{answer.origin} sent content with status {answer.status} and no length")
         if self.head is not None:
             if answer.length != self.head.size:
                 raise Moved(f"{answer.origin} announced {answer.length} bytes, after {self.head.size} before")
             return True
+        self._promise(answer, answer.length)
+        return True
+
+    def _promise(self, answer: Answer, length: int) -> None:
         media_type = answer.headers.get("content-type") or "application/octet-stream"
         if is_schema_1(media_type):
             raise Uncacheable(f"{answer.origin} sent a manifest of schema 1")
-        if self._supply.max_size is not None and answer.length > self._supply.max_size:
-            raise Hopeless(f"a manifest is at most {self._supply.max_size} bytes; {answer.length} were announced")
-        if answer.length == 0 and self._hash.hexdigest() != self._digest.hex:
+        if self._supply.max_size is not None and length > self._supply.max_size:
+            raise Hopeless(f"a manifest is at most {self._supply.max_size} bytes; {length} were announced")
+        if length == 0 and self._hash.hexdigest() != self._digest.hex:
             # Of nothing no last byte could be held back.
             raise IntegrityError(f"upstream sent no bytes for {self._digest}", code="SIZE_INVALID")
-        self.head = Head(answer.length, media_type)
+        self.head = Head(length, media_type)
         self._target.promise(self.head)
-        return True
 
     def write(self, data: bytes) -> None:
         """Pass bytes on, and hash them."""

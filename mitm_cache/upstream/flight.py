@@ -18,6 +18,7 @@ from mitm_cache.cache.proof import Proofs
 from mitm_cache.cache.spool import Part, Reading, Spool, State, Writing
 from mitm_cache.errors import MitmCacheError, StoreError, UpstreamError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.tasks import in_pool
 from mitm_cache.upstream.bypass import Bypass
 from mitm_cache.upstream.generation import Flight, Passenger
 from mitm_cache.upstream.writer import Moved, Refused, Supply, Writer
@@ -142,8 +143,11 @@ class Flights:
         return bypass
 
     def _fly(self, bypass: Bypass) -> None:
-        flight = asyncio.get_running_loop().run_in_executor(self._downloads, bypass.run)
-        flight.add_done_callback(_take_note)
+        try:
+            in_pool(self._downloads, bypass.run).add_done_callback(_take_note)
+        except StoreError:
+            bypass.close()
+            raise
 
     async def _find(self, digest: Digest) -> Blob | Writing | Reading:
         """The content or a part in its download; between two generations there is neither for a moment."""
@@ -196,13 +200,21 @@ class Flights:
                 # Our own writer announces growth but now and then: what came last before a pause is found here.
                 if _look(flight) or flight.writing:
                     grown = time.monotonic()
-                elif time.monotonic() - grown > SILENCE and flight.supplies:
+                elif time.monotonic() - grown > SILENCE and flight.supplies and flight.failure is None:
                     grown = time.monotonic()
                     self._take_over(flight)
+        except Exception as error:
+            flight.failure = _mistake(error)
+            raise
         finally:
-            self._flights.pop(flight.inode, None)
+            self._part_with(flight)
             flight.close()
             flight.wake()
+
+    def _part_with(self, flight: Flight) -> None:
+        """Who comes from now on has nothing to do with it: its file may go on, by another flight."""
+        if self._flights.get(flight.inode) is flight:
+            del self._flights[flight.inode]
 
     def _take_over(self, flight: Flight) -> None:
         try:
@@ -221,18 +233,19 @@ class Flights:
         # Manifests have slots of their own: slow layers would hold up every pull that has yet to begin.
         kind = (supply.registry, supply.max_size is not None)
         slots = self._slots.setdefault(kind, asyncio.Semaphore(self._per_registry))
-        loop = asyncio.get_running_loop()
         writer = Writer(self._spool, part, supply, flight.announce, stopped=self._stopped)
         download: asyncio.Future[None] | None = None
         try:
             async with slots:
-                download = loop.run_in_executor(self._downloads, writer.run)
+                download = in_pool(self._downloads, writer.run)
                 download.add_done_callback(_take_note)
                 await asyncio.wait([download])
             self._conclude(flight, supply, download.exception())
+        except StoreError as error:
+            self._conclude(flight, supply, error)
         finally:
             if download is None:
-                part.close()  # the service ends before the writer's turn has come
+                part.close()  # the writer's turn has not come: the service ends, or has no thread for it
             flight.writers -= 1
             if not _look(flight):
                 flight.wake()
@@ -248,10 +261,16 @@ class Flights:
             case MitmCacheError():
                 flight.failure = error
             case _:  # a mistake of ours ends this download, not the service
-                flight.failure = MitmCacheError(f"internal error: {type(error).__name__}: {error}")
+                flight.failure = _mistake(error)
+        if flight.failure is not None:
+            self._part_with(flight)
         if flight.state is State.FAILED:
             forget = self._spool.forget_failure
             asyncio.get_running_loop().call_later(NOTE_LINGERS, forget, flight.inode, flight.digest)
+
+
+def _mistake(error: BaseException) -> MitmCacheError:
+    return MitmCacheError(f"internal error: {type(error).__name__}: {error}")
 
 
 def _take_note(download: asyncio.Future[None]) -> None:

@@ -15,6 +15,7 @@ class Flight:
     """One generation as this process sees it. Lives in the event loop; a writer thread only calls `announce`."""
 
     def __init__(self, part: Part, spool: Spool, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes over `part`, and closes it where it cannot be looked at. Raises StoreError."""
         self._part = part
         self._spool = spool
         self._loop = loop
@@ -27,7 +28,11 @@ class Flight:
         self.size = 0
         self.head: Head | None = None
         self.failure: MitmCacheError | None = None
-        self.observe()
+        try:
+            self.observe()
+        except BaseException:
+            part.close()
+            raise
 
     @property
     def digest(self) -> Digest:

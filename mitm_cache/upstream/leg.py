@@ -17,6 +17,7 @@ from mitm_cache.cache.proof import Proofs
 from mitm_cache.cache.spool import Spool
 from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UnreachableError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.tasks import in_pool
 from mitm_cache.upstream.breaker import Place, Waiting
 from mitm_cache.upstream.client import Call, Client
 from mitm_cache.upstream.curl import Answer
@@ -93,7 +94,7 @@ class Leg:
         doubting = self._loop.call_later(PATIENCE, self._doubt, waiting)
         try:
             async with asyncio.timeout(None if patient else PATIENCE), slots:
-                return await self._loop.run_in_executor(self._exchanges, work)
+                return await in_pool(self._exchanges, work)
         except TimeoutError:
             words = f"{call.registry.name} has not answered within {PATIENCE:.0f} s"
             raise UnreachableError(words, status=504) from None
@@ -138,7 +139,10 @@ class Leg:
         try:
             while (pause := self.client.breaker.pause(place)) is not None:
                 await asyncio.sleep(pause)
-                await self._loop.run_in_executor(self._looks, self.client.look_for, place)
+                try:
+                    await in_pool(self._looks, partial(self.client.look_for, place))
+                except StoreError:
+                    await asyncio.sleep(PATIENCE)  # who is doubted would be looked for at once again
         finally:
             self._looking.discard(place)
 
@@ -148,18 +152,18 @@ class Leg:
 
     async def upgrade(self, call: Call) -> Upgraded | None:
         """Ask a registry for a WebSocket; None where it does not give one. Raises UpstreamError."""
-        line = await asyncio.get_running_loop().run_in_executor(self._exchanges, self.client.connect, call.registry)
+        line = await in_pool(self._exchanges, partial(self.client.connect, call.registry))
         base = urlsplit(self.client.base(call.registry)).path.rstrip("/")
         return await upgrade(line, base + call.target, self.client.marked(call.headers))
 
     async def dial(self, host: str, port: int, *, trusted: bool) -> socket:
         """See `Dialer.dial`."""
         work = partial(self._dialer.dial, host, port, trusted=trusted)
-        return await asyncio.get_running_loop().run_in_executor(self._exchanges, work)
+        return await in_pool(self._exchanges, work)
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Do something that blocks on the disk in a thread of this leg."""
-        return await asyncio.get_running_loop().run_in_executor(self._chores, work)
+        return await in_pool(self._chores, work)
 
     async def record(self, work: Callable[[], object]) -> None:
         """Write down, in a thread of this leg, what pulls can do without where the disk takes nothing."""

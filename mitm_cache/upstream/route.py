@@ -148,12 +148,12 @@ class Own:
     def includes(self, address: str, port: int) -> bool:
         """Whether a connection to this address and port would reach this cache."""
         for bound, bound_port in self._listeners:
-            if port == bound_port and (bound == address or (bound in ("0.0.0.0", "::") and _is_local(address))):  # noqa: S104
+            if port == bound_port and (bound == address or (bound in ("0.0.0.0", "::") and is_own_address(address))):  # noqa: S104
                 return True
         return False
 
 
-def _is_local(address: str) -> bool:
+def is_own_address(address: str) -> bool:
     """Whether an address is this machine's: only then can a socket be bound to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.spool import Outcome, Part, Spool
-from mitm_cache.errors import MitmCacheError, StoppingError, StoreError, UpstreamError
-from mitm_cache.upstream.fetching import Fetching, Moved, Refused, Supply, Uncacheable
+from mitm_cache.errors import LoopError, MitmCacheError, StoppingError, StoreError, UpstreamError
+from mitm_cache.upstream.fetching import PROGRESS, Fetching, Hopeless, Moved, Refused, Supply, Uncacheable
 
 __all__ = ["Moved", "Refused", "Supply", "Uncacheable", "Writer"]
 
@@ -37,6 +37,7 @@ class Writer:
         self._fetching = Fetching(part.digest, supply, self, stopped=stopped)
         self._checked = 0
         self._size = 0
+        self._inherited = 0
         self._noticed = (0, 0.0)
 
     def run(self) -> None:
@@ -44,7 +45,8 @@ class Writer:
 
         Raises Refused where upstream refuses this client: the generation is left to others if it has any bytes.
         Raises StoreError where the disk takes no more: its bytes are good as far as they go, and it has been dropped.
-        Raises MitmCacheError where the generation is bad, after it has been discarded.
+        Raises MitmCacheError where the generation is bad, after it has been discarded; and where upstream has gone
+        away in the middle, which the next request carries on.
         """
         try:
             self._run()
@@ -70,6 +72,8 @@ class Writer:
             self._spool.abandon(self._part)
             raise
         except MitmCacheError as error:
+            if self._may_be_carried_on(error):
+                raise
             retry_after = error.retry_after if isinstance(error, UpstreamError) else None
             shared = not isinstance(error, Moved | Uncacheable)
             self._discard(Outcome(error.status, error.code, error.message, shared, retry_after))
@@ -87,6 +91,15 @@ class Writer:
             chunk = self._part.read(self._size, 1 << 20)
             self._fetching.inherit(note.head, chunk)
             self._size += len(chunk)
+        self._inherited = self._size
+
+    def _may_be_carried_on(self, error: MitmCacheError) -> bool:
+        """Whether what has come is worth keeping when upstream gives no more: it may only be away.
+
+        Who has carried on without getting any further discards it, since it may be Range that does not work there.
+        """
+        final = not isinstance(error, UpstreamError) or isinstance(error, Hopeless | Uncacheable | LoopError)
+        return not final and self._size - self._inherited >= PROGRESS
 
     def promise(self, head: Head) -> None:
         """The size is known: tell the readers, in other processes too."""

@@ -58,15 +58,23 @@ class Users:
         """Whether there is a user of this name."""
         return name in self._table.hashes
 
+    def hash_of(self, name: str) -> str | None:
+        """A user's hash, as far as it is known (`is_current`); None for a name that is no user's."""
+        return self._table.hashes.get(name)
+
+    def is_current(self) -> bool:
+        """Whether the file has been looked at just now; otherwise it is time to `look`."""
+        return self._clock() < self._due
+
     def recall(self, login: Basic) -> bool | None:
         """Whether a password is right, where that is known; None where `check` has to be asked."""
-        if self._clock() >= self._due:
+        if not self.is_current():
             return None
         return self._kept(self._fingerprint(login))
 
     async def check(self, client: str, login: Basic) -> bool:
         """Whether a password is right. Raises ClientError (429) where this client, or all of them, try too many."""
-        await self._look()
+        await self.look()
         key = self._fingerprint(login)
         kept = self._kept(key)
         if kept is not None:
@@ -95,9 +103,9 @@ class Users:
         asked.add_done_callback(settle)
         return asked
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
         """Look at the file where it is time to; meanwhile others go on with what is known."""
-        if self._clock() < self._due or self._looking:
+        if self.is_current() or self._looking:
             return
         self._looking = True
         try:

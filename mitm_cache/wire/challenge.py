@@ -18,6 +18,26 @@ class Bearer:
     scope: str
 
 
+@dataclass(frozen=True, slots=True)
+class Realm:
+    """Where a client gets a token of the cache's own: a URL, and the host and port by which the client came."""
+
+    url: str
+    service: str
+
+    def challenge(self, *, scope: str = "", error: str = "", reason: str = "") -> str:
+        """What asks for a token; `error` is a word of RFC 6750, 3.1, and `reason` says in words what is wrong."""
+        said = "".join(character for character in reason if " " <= character <= "~" and character not in '"\\')
+        fields = {
+            "realm": self.url,
+            "service": self.service,
+            "scope": scope,
+            "error": error,
+            "error_description": said,
+        }
+        return f"Bearer {','.join(f'{name}="{value}"' for name, value in fields.items() if value)}"
+
+
 def parse_bearer(header: str | None) -> Bearer | None:
     """The Bearer challenge in a header value, or None where there is none or it names no realm."""
     if header is None:

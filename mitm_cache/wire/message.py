@@ -6,6 +6,7 @@ from typing import Protocol
 
 from mitm_cache.oci.operation import Operation
 from mitm_cache.registries import Registry
+from mitm_cache.wire.challenge import Realm
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.ranges import Span
 
@@ -36,7 +37,8 @@ class Request:
 
     `size`: bytes of its body, None where the client does not say it before its end; `mirror`: it is asked of the cache
     in the registry's stead, which was `chosen` by the client or left to us, with `given` before repositories' names;
-    `user`: who of the users file it is, "" for a stranger.
+    `user`: who of the users file it is, "" for a stranger; `realm`: where the client gets a token of the cache's own,
+    None where there are none; `bearer`: it came with one, which may be a stranger's.
     """
 
     listener: str
@@ -52,6 +54,8 @@ class Request:
     given: str = ""
     chosen: bool = True
     user: str = ""
+    realm: Realm | None = None
+    bearer: bool = False
 
 
 class File(Protocol):

@@ -96,7 +96,10 @@ def is_same_question(target: str, location: str | None) -> bool:
     """Whether a redirect from `/v2/NAME/manifests/DIGEST` (or blobs) leads to the same at a registry elsewhere."""
     path = target.partition("?")[0]
     asked = "/".join(path.rsplit("/", 2)[-2:])
-    there = urlsplit(location or "").path
+    try:
+        there = urlsplit(location or "").path
+    except ValueError:
+        return False
     return there.startswith("/v2/") and there.endswith(f"/{asked}")
 
 

@@ -63,7 +63,11 @@ class Account:
         )
 
     def _accepting(self) -> bool:
-        reports = list(self._reports(self._crews()[-1].serving))
+        # The last crew is not there yet while a reload brings it up: those before it serve until then.
+        return any(self._accepts(crew) for crew in self._crews())
+
+    def _accepts(self, crew: Crew) -> bool:
+        reports = list(self._reports(crew.serving))
         return bool(reports) and all(report.accepting for report in reports)
 
     def _serving(self) -> list[Hand]:

@@ -17,13 +17,20 @@ FIRST_PAUSE, LAST_PAUSE = 0.25, 10.0
 logger = logging.getLogger(__name__)
 
 
+def pause_after(deaths: int) -> float:
+    """Seconds until another worker is tried, after so many in a row that did not last."""
+    # A float has no room for what a doubling comes to in some hours of a disk that is away.
+    return min(FIRST_PAUSE * 2 ** min(deaths - 2, 10), LAST_PAUSE) if deaths > 1 else 0.0
+
+
 class Crew:
     """So many workers for one configuration."""
 
     def __init__(
         self, config: Config, places: Places, count: int, *, hire: Callable[[], Hand], retire: Callable[[Hand], None]
     ) -> None:
-        """`hire`: gives a worker that waits for work; `retire`: is told of each that has ended."""
+        """`hire`: gives a worker that waits for work, or raises MitmCacheError where none can be started; `retire`: is
+        told of each that has ended."""
         self.config = config
         self.places = places
         self.count = count
@@ -75,23 +82,36 @@ class Crew:
     async def _man(self, rank: int) -> None:
         deaths = 0
         while not self._dismissed.is_set():
-            hand = self.hands[rank] = self._hire()
-            how = await hand.work(Work(self.config, share(self.places, rank, self.count)), self._look)
-            del self.hands[rank]
-            self._retire(hand)
-            if self._dismissed.is_set() or not self._begun:
-                return
-            self.replaced += 1
-            deaths = 0 if hand.age() > STEADY_SECONDS else deaths + 1
-            pause = min(FIRST_PAUSE * 2 ** (deaths - 2), LAST_PAUSE) if deaths > 1 else 0.0
+            try:
+                hand = self.hands[rank] = self._hire()
+            except MitmCacheError as error:
+                if not self._begun:
+                    self._fail(error)
+                    return
+                deaths += 1
+                what = f"{error.message}; it is tried again"
+            else:
+                how = await hand.work(Work(self.config, share(self.places, rank, self.count)), self._look)
+                del self.hands[rank]
+                self._retire(hand)
+                if self._dismissed.is_set() or not self._begun:
+                    return
+                self.replaced += 1
+                deaths = 0 if hand.age() > STEADY_SECONDS else deaths + 1
+                what = f"worker {hand.pid} has ended: {how}; another takes its place"
+            pause = pause_after(deaths)
             again = f"in {pause:g} s" if pause else "now"
-            logger.warning("worker %d has ended: %s; another takes its place %s", hand.pid, how, again)
+            logger.warning("%s %s", what, again)
             if pause:
                 try:
                     async with asyncio.timeout(pause):
                         await self._dismissed.wait()
                 except TimeoutError:
                     pass
+
+    def _fail(self, error: MitmCacheError) -> None:
+        if not self._complete.done():
+            self._complete.set_exception(error)
 
     def _look(self) -> None:
         if self._complete.done():
@@ -101,7 +121,7 @@ class Crew:
             try:
                 failed.check()
             except MitmCacheError as error:
-                self._complete.set_exception(error)
+                self._fail(error)
         elif len(self.serving) == self.count:
             self._begun = True
             self._complete.set_result(None)

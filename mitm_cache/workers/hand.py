@@ -17,6 +17,8 @@ from mitm_cache.workers.channel import Work
 
 PATIENCE = 2.0
 """Seconds that a worker has to answer: less than what probes wait."""
+LOOK_SECONDS = 0.1
+"""How often it is looked whether a process has ended, where the kernel cannot tell."""
 _OTHERS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_PID")
 """What a service manager has told the supervisor, and nobody else."""
 _MEMORY = {"MALLOC_ARENA_MAX": "2"}
@@ -27,18 +29,11 @@ class Hand:
     """A process that loads the program, then waits for work. `ready` is set once it serves, or cannot."""
 
     def __init__(self) -> None:
-        """Start one."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # -P: nothing is imported from whatever folder the service was started in.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mitm_cache.workers.worker", str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=_MEMORY | {name: value for name, value in os.environ.items() if name not in _OTHERS},
-                process_group=0,  # Ctrl-C is for the supervisor
-            )
-        self._line = ours
+        """Start one. Raises MitmCacheError where the system has no process, memory or descriptor left for it."""
+        try:
+            self._line, self._process = _start()
+        except OSError as error:
+            raise MitmCacheError(f"no worker can be started: {error.strerror}") from error
         self._writer: asyncio.StreamWriter | None = None
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[None]] = {}
@@ -68,11 +63,15 @@ class Hand:
         try:
             channel.send_work(self._line, work)
             reader, self._writer = await asyncio.open_connection(sock=self._line, limit=channel.MAX_LINE)
-            while line := await reader.readline():
+            # Who is killed may leave half a line.
+            while (line := await reader.readline()).endswith(b"\n"):
                 self._take(channel.parse(line))
                 told()
         except OSError:
             pass  # it is gone
+        except ValueError:
+            self.failure = "what it says makes no sense"
+            self.kill()
         finally:
             self.serves = False
             for asked in self._asked.values():
@@ -128,10 +127,14 @@ class Hand:
         if self._writer is not None:
             self._writer.close()
         self._line.close()
-        if self.alive():
+        while self.alive():
+            try:
+                descriptor = os.pidfd_open(self.pid)
+            except OSError:  # no descriptor is left
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
             gone = asyncio.Event()
             loop = asyncio.get_running_loop()
-            descriptor = os.pidfd_open(self.pid)
             loop.add_reader(descriptor, gone.set)
             try:
                 await gone.wait()
@@ -152,3 +155,22 @@ class Hand:
         """Raise MitmCacheError with what has kept it from serving."""
         if not self.serves:
             raise MitmCacheError(self.failure or f"a worker could not start: {self._how()}")
+
+
+def _start() -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """A process, and our end of the line to it. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            # -P: nothing is imported from whatever folder the service was started in.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mitm_cache.workers.worker", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=_MEMORY | {name: value for name, value in os.environ.items() if name not in _OTHERS},
+                process_group=0,  # Ctrl-C is for the supervisor
+            )
+    except OSError:
+        ours.close()
+        raise
+    return ours, process

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from mitm_cache.admin.pages import Pages
@@ -141,7 +142,8 @@ class Supervisor:
             crew = self._crews[-1]
             self._waiting = [hand for hand in self._waiting if hand.alive()]
             if crew.count > 1 and not self._waiting and len(crew.serving) == crew.count:
-                self._waiting.append(Hand())
+                with suppress(MitmCacheError):  # who takes a place is waited for, then
+                    self._waiting.append(Hand())
             await asyncio.sleep(SPARE_SECONDS)
 
     def _control(self) -> Control:
@@ -182,6 +184,8 @@ class Supervisor:
             crew = self._gather(config, places)
             try:
                 await crew.complete()
+                if not self._stopping.is_set():
+                    _forget_verdicts(config, self.layout)
             except MitmCacheError:
                 self._crews.remove(crew)
                 crew.dismiss(linger=False)
@@ -190,7 +194,6 @@ class Supervisor:
                 raise
             if self._stopping.is_set():
                 raise ConfigError("the service is ending")
-            _forget_verdicts(config, self.layout)
             for old in self._crews[:-1]:
                 old.dismiss(linger=True)
                 self._start(self._see_off(old))

@@ -24,6 +24,7 @@ from mitm_cache.demo.image import KIB, Image, generate
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.lab.process import wait_until
+from tests.local.registry import digest_of
 from tests.needs import needs_root, needs_tool
 from tests.serving import LISTENERS, ROOT, Line, Reply, Threaded, in_thread
 
@@ -36,13 +37,6 @@ type Samples = Mapping[tuple[str, ...], float]
 @pytest.fixture(scope="session")
 def image() -> Image:
     return generate(sizes=[300 * KIB, 40 * KIB], platforms=["linux/amd64"], seed="admin")
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put("team/app", image, "1")
-        yield upstream
 
 
 @pytest.fixture
@@ -123,8 +117,28 @@ def test_numbers_add_up(cache: Threaded, upstream: LyingUpstream, image: Image) 
         "sent": sum(sent.values()),
         "received": sum(received.values()),
         "saved": sum(line["bytes_out"] for line in lines if line["outcome"] in ("HIT", "REVALIDATED", "JOINED")),
+        "pushed": 0,
     }
     assert status["bytes"]["saved"] > image.size
+
+
+def test_what_is_pushed(tmp_path: Path, upstream: LyingUpstream) -> None:
+    """What comes from clients to the local registry is counted apart from what comes from upstream."""
+    layer = os.urandom(100 * KIB)
+    more = '[local]\nnames = ["localhost"]\nmax_size = "1G"\n'
+    with in_thread(tmp_path / "local", upstream, listen=WITH_ADMIN, more=more) as cache:
+        with cache.client("mirror", name="localhost") as client:
+            opened = client.ask("POST", f"/v2/app/blobs/uploads/?digest={digest_of(layer)}", body=layer)
+            assert opened.status == 201
+            assert client.get(f"/v2/app/blobs/{digest_of(layer)}").body == layer
+        pushed, pulled = cache.log.wait(2, registry="local")
+        assert (pushed["outcome"], pushed["bytes_in"], pushed["bytes_out"]) == ("LOCAL", len(layer), 0)
+        assert (pulled["outcome"], pulled["bytes_in"], pulled["bytes_out"]) == ("LOCAL", 0, len(layer))
+        samples = scrape(cache)
+        assert samples["mitm_cache_pushed_bytes_total",] == len(layer)
+        assert named(samples, "mitm_cache_received_bytes_total") == {}
+        document = json.loads(ask(cache, "/status").body)
+        assert document["bytes"] == {"sent": len(layer), "received": 0, "saved": 0, "pushed": len(layer)}
 
 
 def test_facts(cache: Threaded) -> None:
@@ -190,6 +204,16 @@ def test_openmetrics(cache: Threaded, upstream: LyingUpstream, image: Image) -> 
     assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
     families = openmetrics.text_string_to_metric_families(reply.body.decode())  # type: ignore[no-untyped-call]
     assert {"mitm_cache_requests", "mitm_cache_build"} <= {family.name for family in families}
+
+
+@pytest.mark.parametrize("version", ["abc", "1.0.x", "1.0.0.\xb2", ""])
+def test_odd_versions(cache: Threaded, caplog: pytest.LogCaptureFixture, version: str) -> None:
+    """Who asks for a form that there is none of gets one that there is."""
+    for kind in ("application/openmetrics-text", "text/plain"):
+        reply = ask(cache, "/metrics", {"Accept": f"{kind};version={version}"})
+        assert reply.status == 200
+        assert b"\nmitm_cache_in_flight 0.0\n" in reply.body
+    assert "failed for no known reason" not in caplog.text
 
 
 def test_probes(cache: Threaded) -> None:

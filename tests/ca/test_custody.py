@@ -7,6 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtensionOID
 
 from mitm_cache.ca import CA_LIFETIME, CertificateAuthority, rotation
 from mitm_cache.ca.custody import Custody
@@ -89,6 +94,20 @@ def test_unusable_change(
     assert custody.fingerprint == before
     assert "is not taken up" in caplog.text
     assert "is outside what" in caplog.text
+
+
+def test_change_that_cannot_be_read(custody: Custody, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A certificate with malformed extensions ends neither the look at the directory nor the service."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name.from_rfc4514_string("CN=odd")
+    odd = x509.UnrecognizedExtension(ExtensionOID.NAME_CONSTRAINTS, b"no ASN.1")
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + DAY).add_extension(odd, critical=True)
+    made, before = builder.sign(key, SHA256()), custody.fingerprint
+    (tmp_path / "ca" / "ca.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "ca" / "ca.crt").write_bytes(made.public_bytes(Encoding.PEM))
+    assert not custody.refresh()
+    assert custody.fingerprint == before
+    assert "ca.crt holds a certificate that cannot be read" in caplog.text
 
 
 def test_exposed_change(custody: Custody, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from mitm_cache.ca.given import GivenCertificate
 from mitm_cache.errors import ConfigError
@@ -82,6 +82,23 @@ def test_files_of_another_kind(tmp_path: Path, file: str, content: str | None, w
         (tmp_path / file).write_text(content)
     with pytest.raises(ConfigError, match=words):
         GivenCertificate.load(chain, key)
+
+
+def test_a_certificate_that_cannot_be_read(tmp_path: Path) -> None:
+    """One whose extensions are malformed is told of as any other that is of no use."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name.from_rfc4514_string("CN=r.example")
+    odd = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"no ASN.1")
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + timedelta(days=1))
+        .add_extension(odd, critical=False)
+        .sign(key, SHA256())
+    )
+    (tmp_path / "c.crt").write_bytes(made.public_bytes(Encoding.PEM))
+    (tmp_path / "c.key").touch(0o600)
+    (tmp_path / "c.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(ConfigError, match=r"c\.crt holds a certificate that cannot be read"):
+        GivenCertificate.load(tmp_path / "c.crt", tmp_path / "c.key")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o620])

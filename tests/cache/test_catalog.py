@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,6 @@ AMD, ARM = "linux/amd64", "linux/arm64"
 ONE = generate(sizes=[KIB, 2 * KIB], seed="one")
 TWO = generate(sizes=[KIB], seed="two")
 APP = Repository("team/app")
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[Stored]:
-    with Stored(tmp_path / "data") as stored:
-        yield stored
 
 
 def digest(image: Image) -> Digest:

@@ -185,6 +185,20 @@ def test_young_ones_stay(tree: Tree) -> None:
     assert tree.links.holds(HUB, APP, digest) is not None
 
 
+def test_what_is_used_while_it_is_chosen(tree: Tree) -> None:
+    """An import that finds a content here counts on it from then on: the sweep that has begun leaves it."""
+    used, other = tree.put("used", 1000, age=9000), tree.put("other", 1000, age=8000)
+
+    def limit(_: int) -> int:
+        assert tree.blobs.renew(used)  # it is asked for when all blobs have been looked at
+        return 1
+
+    swept = Sweeper(layout=Layout(tree.root, ""), blobs=tree.blobs, links=tree.links, limit=limit).sweep()
+    assert swept == Swept(total=2000, freed=1000, removed=1)
+    assert [tree.blobs.has(digest) for digest in (used, other)] == [True, False]
+    assert tree.links.holds(HUB, APP, used) is not None
+
+
 def test_readers_read_on(tree: Tree) -> None:
     """A blob that is being delivered can be removed: its readers keep the file."""
     digest = tree.put("a", 1000, age=3000)
@@ -267,10 +281,14 @@ def test_spool(tree: Tree) -> None:
 
 
 def test_stray_files(tree: Tree) -> None:
-    """A file that is none of the cache's does not keep it from being swept."""
+    """A file or folder that is none of the cache's does not keep it from being swept."""
     tree.put("a", 1000, age=9000)
     (tree.root / "blobs" / "README").touch()
     (tree.root / "links" / "README").write_bytes(b"\xff")
+    (tree.root / "quarantine").mkdir()
+    for folder in ("spool/lost+found", "spool/a.part", "quarantine/lost+found"):
+        (tree.root / folder).mkdir()
+        os.utime(tree.root / folder, (0, 0))
     tree.limit = 1
     assert tree.sweep() == Swept(total=1000, freed=1000, removed=1)
 
@@ -289,9 +307,9 @@ def test_choose_keeps() -> None:
 ONE, TWO, THREE = (generate(sizes=[4 * KIB], platforms=["linux/amd64"], seed=name) for name in ("1", "2", "3"))
 
 
-def sweep_to(stored: Stored, limit: int, room: int = 0) -> Swept | None:
+def sweep_to(stored: Stored, limit: int, room: int = 0, *, whole: bool = False) -> Swept | None:
     sweeper = Sweeper(layout=stored.layout, blobs=stored.blobs, links=stored.links, limit=lambda _: limit)
-    return sweeper.sweep(room)
+    return sweeper.sweep(room, whole=whole)
 
 
 @pytest.fixture
@@ -315,6 +333,22 @@ def test_manifests_leave_first(stored: Stored) -> None:
         assert all(catalog.is_complete(image) for image in catalog.images)
 
 
+def test_room_is_made_whole(stored: Stored) -> None:
+    """Whoever says that it has an exabyte does not empty the cache: what there could be no room for evicts nothing, but
+    what is over the limit leaves all the same."""
+    stored.put("team/app", "1", ONE, age=9 * DAY)
+    stored.put("team/app", "2", TWO, age=3 * DAY)
+    size = stored.size()
+    for room in (10**18, size + 1):
+        assert sweep_to(stored, 1 << 40, room, whole=True) == Swept(total=size, freed=0, removed=0)
+    swept = sweep_to(stored, size - 1, 10**18, whole=True)
+    assert swept is not None
+    assert 0 < swept.freed < size
+    assert stored.names() == ["quay.io/team/app:2"]
+    left = stored.size()
+    assert sweep_to(stored, 1 << 40, left, whole=True) == Swept(left, left, swept.removed)
+
+
 def test_whole_images_leave(stored: Stored) -> None:
     """The image that was pulled longest ago leaves; those that stay are whole, whatever they share."""
     stored.put("team/app", "1", ONE, age=9 * DAY)
@@ -324,6 +358,21 @@ def test_whole_images_leave(stored: Stored) -> None:
     assert stored.names() == ["quay.io/team/app:2", "quay.io/team/app:3"]
     catalog = Catalog(stored.root)
     assert all(catalog.is_complete(image) for image in catalog.images)
+
+
+def test_an_image_that_is_used_while_it_is_chosen(stored: Stored) -> None:
+    """Of an image whose manifest is asked for meanwhile the layers stay too: nodes that have them ask for no more."""
+    top = stored.put("team/app", "1", ONE, age=9 * DAY)
+    stored.put("team/app", "2", TWO, age=9 * DAY)
+
+    def limit(_: int) -> int:
+        stored.use(top, 0)
+        return 1
+
+    Sweeper(layout=stored.layout, blobs=stored.blobs, links=stored.links, limit=limit).sweep()
+    catalog = Catalog(stored.root)
+    assert set(catalog.blobs) == set(catalog.needs(top))
+    assert stored.names() == ["quay.io/team/app:1"]
 
 
 def test_what_never_leaves(stored: Stored) -> None:

@@ -185,6 +185,14 @@ def test_many_that_cannot_be_written(links: Links, tree: Path) -> None:
     assert links.holds(HUB, APP, TWO.digest) is None
 
 
+def test_tags_beside_a_stray_file(links: Links, tree: Path) -> None:
+    """What is no folder of a tag is none, and neither is an empty one; the others are listed all the same."""
+    links.tag(HUB, APP, Tag("1"), ANY, ONE)
+    (tree / HUB / "team/app/_tags/README").write_bytes(b"")
+    (tree / HUB / "team/app/_tags/empty").mkdir()
+    assert links.tags(HUB, APP) == ["1"]
+
+
 def test_unreadable(links: Links, tree: Path) -> None:
     """What cannot be read is no miss."""
     links.hold(HUB, APP, ONE)

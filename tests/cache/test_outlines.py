@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,33 +20,18 @@ AMD, ARM = "linux/amd64", "linux/arm64"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[Stored]:
-    with Stored(tmp_path / "data") as stored:
-        yield stored
-
-
-def keep(stored: Stored, content: bytes) -> Digest:
-    """A blob, without a link."""
-    digest = Digest.of(content)
-    draft = stored.root / "draft"
-    draft.write_bytes(content)
-    stored.blobs.adopt(digest, draft)
-    return digest
-
-
 def manifests(stored: Stored, count: int) -> list[Digest]:
     """Manifests, each with a configuration that is here and a layer that is not."""
     found = []
     for number in range(count):
-        config = keep(stored, json.dumps({"os": "linux", "architecture": "arm64", "number": number}).encode())
+        config = stored.keep(json.dumps({"os": "linux", "architecture": "arm64", "number": number}).encode())
         layer = Digest.of(str(number).encode())
         document = {
             "mediaType": OCI_MANIFEST,
             "config": {"mediaType": CONFIG, "digest": str(config), "size": 9},
             "layers": [{"digest": str(layer), "size": 1}],
         }
-        found.append(keep(stored, json.dumps(document).encode()))
+        found.append(stored.keep(json.dumps(document).encode()))
     return found
 
 
@@ -69,7 +54,7 @@ def test_without_the_manifests(stored: Stored) -> None:
     digests = manifests(stored, WORTH)
     index = {"manifests": [{"digest": str(digests[0]), "platform": {"os": "linux", "architecture": "amd64"}},
                            {"digest": str(digests[1])}]}  # fmt: skip
-    digests.append(keep(stored, json.dumps(index).encode()))
+    digests.append(stored.keep(json.dumps(index).encode()))
     read, found = look(stored, digests)
     last = found[-1]
     assert last is not None

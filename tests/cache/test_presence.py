@@ -1,8 +1,6 @@
 """Blobs are told by their names, and looked at when somebody asks."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,23 +10,9 @@ from mitm_cache.oci.digest import Digest
 from tests.stored import Stored
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[Stored]:
-    with Stored(tmp_path / "data") as stored:
-        yield stored
-
-
-def keep(stored: Stored, content: bytes) -> Digest:
-    digest = Digest.of(content)
-    draft = stored.root / "draft"
-    draft.write_bytes(content)
-    stored.blobs.adopt(digest, draft)
-    return digest
-
-
 def test_all(stored: Stored) -> None:
     """Whether one by one or all at once, it tells the same; who has left meanwhile is not here."""
-    digests = [keep(stored, str(number).encode()) for number in range(BATCH + 10)]
+    digests = [stored.keep(str(number).encode()) for number in range(BATCH + 10)]
     at = {digest: stored.blobs.path(digest).stat() for digest in digests}
     names = list(stored.blobs.names())
     single, whole = Presence(Survey(stored.root), names), Presence(Survey(stored.root), names)
@@ -44,11 +28,11 @@ def test_all(stored: Stored) -> None:
 
 def test_some(stored: Stored) -> None:
     """Where no names are known each is looked for, once."""
-    here, away = keep(stored, b"here"), Digest.of(b"away")
+    here, away = stored.keep(b"here"), Digest.of(b"away")
     presence = Presence(Survey(stored.root), None)
     assert (here in presence, away in presence, presence[here].size) == (True, False, 4)
     assert presence.get(away) is None
-    keep(stored, b"away")
+    stored.keep(b"away")
     assert away not in presence
     assert presence.look(away)
     assert away in presence

@@ -2,13 +2,18 @@
 
 import http.client
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mitm_cache.cache.proof import SMALL
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.proof import SMALL, Proofs
+from mitm_cache.cache.quarantine import Quarantine
 from mitm_cache.demo.image import KIB, MIB
+from mitm_cache.errors import StoreError
+from mitm_cache.oci.digest import Digest
 from tests.fakes.big import Pattern, big_image
 from tests.fakes.registry import LyingUpstream
 from tests.lab.process import wait_until
@@ -95,6 +100,19 @@ def test_a_large_one_is_cut_before_its_end(data: Path, upstream: LyingUpstream, 
         assert get(cache, "large")[1] == "HIT"
 
 
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_one_that_cannot_be_put_aside(data: Path, upstream: LyingUpstream, name: str) -> None:
+    """As on a disk that takes nothing: who asks for it after it was found is given it past the disk."""
+    flip(path_of(data, name), 150)
+    (data / "quarantine").write_bytes(b"")
+    with in_thread(data, upstream) as cache:
+        if name == "large":
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                get(cache, name)
+        for _ in range(2):
+            assert get(cache, name) == (content(name), "MISS")
+
+
 def test_damage_while_it_serves(data: Path, upstream: LyingUpstream) -> None:
     """A file of another size than the one that was proven is proven anew, at any time."""
     with in_thread(data, upstream) as cache:
@@ -129,3 +147,24 @@ def test_clients_at_once_share_one_proof(data: Path, upstream: LyingUpstream) ->
             except (http.client.IncompleteRead, ConnectionError):
                 pass
         wait_until(lambda: len(quarantined(data)) == 1, "one file put aside", tick=0.02)
+
+
+async def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    """It is the disk that cannot be read, then, and the content comes past it: no error of the cache's own."""
+    blobs = Blobs(tmp_path / "blobs")
+    draft = tmp_path / "draft"
+    draft.write_bytes(b"content")
+    blobs.adopt(Digest.of(b"content"), draft)
+    proofs = Proofs(blobs, Quarantine(tmp_path / "quarantine", blobs), stopped=lambda: False)
+    blob = blobs.open(Digest.of(b"content"))
+    assert blob is not None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (blob.fileno(), hard))
+    try:
+        with pytest.raises(StoreError, match="Too many open files"):
+            await proofs.admit(Digest.of(b"content"), blob)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await proofs.admit(Digest.of(b"content"), blob)
+    blob.close()
+    proofs.close()

@@ -4,10 +4,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
+from collections.abc import Callable
 
 from mitm_cache.cache.catalog import Cached, Catalog
 from mitm_cache.cache.confirmed import Confirmed
@@ -26,12 +23,6 @@ AMD = "linux/amd64"
 APP = Repository("team/app")
 BASE, LEFT, RIGHT = (layer(name, size) for name, size in (("base", 4 * KIB), ("left", 2 * KIB), ("right", KIB)))
 ONE, OTHER = assemble({AMD: [BASE, LEFT]}), assemble({AMD: [BASE, RIGHT]})
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[Stored]:
-    with Stored(tmp_path / "data") as stored:
-        yield stored
 
 
 def named(*names: str) -> Callable[[Catalog], list[Cached]]:
@@ -85,6 +76,35 @@ def test_what_upstream_said(stored: Stored) -> None:
     Remover(stored.layout).remove(named("quay.io/team/app:1"))
     assert confirmed.find(REGISTRY, APP, Tag("1"), ACCEPT) is None
     assert stored.names() == ["quay.io/team/app:2"]
+
+
+def test_what_a_tag_was(stored: Stored) -> None:
+    """A tag that has moved, and was pulled by the new digest, stays that when the old image leaves; the file too."""
+    stored.put("team/app", "1", ONE)
+    top = stored.put("team/app", None, OTHER)
+    confirmed, link = Confirmed(stored.index), Link(top, OCI_INDEX, len(OTHER.index.body))
+    confirmed.keep(REGISTRY, APP, Tag("1"), ACCEPT, link, time.time())
+    stored.index.put("barrier", "x")
+    old = f"quay.io/team/app@{ONE.index.digest}"
+    assert stored.names() == [old, "quay.io/team/app:1"]
+    Remover(stored.layout).remove(named(old))
+    assert stored.names() == ["quay.io/team/app:1"]
+    assert stored.find("quay.io/team/app:1").digest == top
+    assert confirmed.find(REGISTRY, APP, Tag("1"), ACCEPT) is not None
+    stored.lose_index()
+    assert stored.names() == ["quay.io/team/app:1"]
+    Remover(stored.layout).remove(named("quay.io/team/app:1"))
+    assert (stored.names(), stored.size(), links(stored)) == ([], 0, set())
+
+
+def test_both_that_a_tag_was(stored: Stored) -> None:
+    """A tag that leaves does not come back as what it was before."""
+    stored.put("team/app", "1", ONE)
+    top = stored.put("team/app", None, OTHER)
+    Confirmed(stored.index).keep(REGISTRY, APP, Tag("1"), ACCEPT, Link(top, OCI_INDEX, 3), time.time())
+    stored.index.put("barrier", "x")
+    Remover(stored.layout).remove(named("quay.io/team/app:1"))
+    assert stored.names() == [f"quay.io/team/app@{ONE.index.digest}"]
 
 
 def test_young_ones_stay(stored: Stored) -> None:

@@ -362,6 +362,20 @@ def test_errors_of_the_disk_have_a_name(room: Room) -> None:
             step()
 
 
+def test_a_disk_that_breaks_at_a_take_over(room: Room) -> None:
+    """Who rides along is told that the disk fails, and no descriptor is left behind."""
+    writer = room.write()
+    writer.append(CONTENT[:5])
+    reader = room.read()
+    writer.close()
+    room.folder.rename(room.folder.with_name("away"))
+    room.folder.write_bytes(b"")  # no folder
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(StoreError, match="the spool cannot be read: Not a directory"):
+        room.spool.take_over(reader)
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A folder of nobody's, and the rights of nobody: root could open a file whatever its mode."""

@@ -369,6 +369,7 @@ def test_the_local_registry_in_new_clusters(run: Run, root: Path, tmp_path: Path
 
 # The node's commands run here, with an /etc of the node's own; it stands for `docker exec` alone.
 _STAND_IN = """#!/bin/sh
+[ ! -e "$0.says" ] || { cat "$0.says" >&2; exit 1; }
 case $1 in
     ps) [ "$3" = label=io.x-k8s.kind.cluster=c1 ] && printf 'c1-control-plane\\nc1-external-load-balancer\\n'; exit 0 ;;
     exec) shift; [ "$1" != -i ] || shift; node=%s/$1; shift
@@ -416,6 +417,27 @@ def test_a_cluster_that_runs(
     assert node.names("/etc/containerd/certs.d") == ()
     assert snapshot(root) == before
     assert "runs no node of a kind cluster 'c2'" in run("kind --cluster c2 --cache 10.0.0.5", 1)
+
+
+@needs_root()
+@needs_tool("unshare", package="util-linux")
+def test_nodes_that_cannot_be_asked(run: Run, root: Path, tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the daemon is down their records stay, and the rest is undone; those of a deleted cluster are done with."""
+    monkeypatch.setenv("PATH", f"{tool}:{os.environ['PATH']}")
+    before = snapshot(root)
+    run("kind --cluster c1 --cache 10.0.0.5")
+    run("podman --way mirror --cache 10.0.0.5")
+    says = tool / "docker.says"
+    says.write_text("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n")
+    said = run("--undo", 1)
+    assert "Put back 1 file" in said
+    assert "Cannot connect to the Docker daemon" in said
+    assert list((root / "var/lib/mitm-cache-setup").iterdir()) == [
+        root / "var/lib/mitm-cache-setup/docker-c1-control-plane"
+    ]
+    says.write_text("Error response from daemon: No such container: c1-control-plane\n")
+    assert "c1-control-plane: It is there no more" in run("--undo")
+    assert snapshot(root) == before
 
 
 @needs_root()

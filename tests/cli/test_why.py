@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,6 @@ APP = "team/app"
 @pytest.fixture(scope="module")
 def image() -> Image:
     return generate(sizes=[20 * KIB, 30 * KIB], platforms=[AMD, ARM])
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(APP, image, "1")
-        yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
 
 
 class Why:

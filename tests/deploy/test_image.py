@@ -193,7 +193,7 @@ def test_a_pull_through_a_container(container: Container, whole_lab: Lab) -> Non
     authority = container.ask("ca", "export")
     whole_lab.node.trust("system", authority)
     pull_twice(whole_lab, container.lines)
-    assert "ready, process 1," in container.ask("status")
+    assert "ready, process 1 with " in container.ask("status")
     assert container.stop() == 0
 
     container.start()

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.doctor import processes
+from mitm_cache.doctor.finding import Status
 from mitm_cache.doctor.node import HostsLine, look, own_trust, read_daemon_json, read_hosts
 from mitm_cache.doctor.probes import Way
+from mitm_cache.doctor.rounds import visit
 from mitm_cache.registries import Known, Registry
 from tests.doctor.nodes import QUAY, put, scene
 from tests.lab.process import wait_until
@@ -133,3 +135,29 @@ def test_limits() -> None:
     limit = processes.open_files_limit(Path("/proc"), os.getpid())
     assert limit is None or limit > 0
     assert processes.open_files_limit(Path("/proc"), 0) is None
+
+
+def test_a_file_that_hangs(tmp_path: Path) -> None:
+    """As on a file system whose server is gone, which a pipe is like: it is told, and nobody waits for it."""
+    pipe = tmp_path / "etc/docker/daemon.json"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    try:
+        found = visit(scene(tmp_path, known=KNOWN, proc=tmp_path), node=True, host=False, patience=0.3)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+    assert [(each.status, each.words) for each in found] == [(Status.FAIL, "no end within 0.3 s")]
+
+
+def test_a_mirror_that_is_no_url(tmp_path: Path) -> None:
+    """It is nobody's, and looked for in no folder."""
+    mirrors = ["http://a\0b", "http://[::1", "http://x:y", "x"]
+    put(tmp_path, "/etc/docker/daemon.json", json.dumps({"registry-mirrors": mirrors}))
+    assert look(scene(tmp_path, known=KNOWN, proc=tmp_path)).mirrors == ()
+
+
+def test_without_proc(tmp_path: Path) -> None:
+    """Where it is not mounted, as in some sandboxes, no daemon is seen, and the rest is still looked at."""
+    assert processes.find(tmp_path, {"dockerd"}) == ()
+    assert processes.find(tmp_path / "none", {"dockerd"}) == ()
+    assert processes.listeners(tmp_path) == {}

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mitm_cache.doctor.finding import Finding, Status
 from mitm_cache.doctor.node_mirrors import check_mirror
 from mitm_cache.doctor.node_pulls import check_clock, check_pull, judge_clock
 from mitm_cache.doctor.node_trust import CLOCK
-from mitm_cache.doctor.probes import Way, fetch_token
+from mitm_cache.doctor.probes import Straight, Way, fetch_token
 from mitm_cache.doctor.scene import Wanted, target
 from mitm_cache.registries import Known, Registry
 from tests.doctor.nodes import HUB, QUAY, mirror, node, scene, worst
@@ -29,19 +28,6 @@ IMAGE = Wanted(DEMO, "team/app:1")
 @pytest.fixture
 def image() -> Image:
     return generate(sizes=[KIB], platforms=["linux/amd64"])
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put("team/app", image, "1")
-        yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
 
 
 def pull(way: Way, wanted: Wanted = IMAGE) -> Finding:
@@ -143,6 +129,22 @@ def test_tokens(body: object, token: str) -> None:
         straight = Way("mirror", HERE, port)
         assert fetch_token([straight], f'Bearer realm="http://127.0.0.1:{port}/t"')[0] == token
     assert fetch_token([], "Basic realm=x") == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("realm", "named"),
+    [
+        ("/token", "/token"),
+        ("https:///token", "https:///token"),
+        ("http://[::1", "http://[::1"),
+        ("http://x:99999/token", "x"),
+        ("http://a..b/token", "a..b"),
+        (f"https://{'a' * 70}.x/token", f"{'a' * 70}.x"),
+    ],
+)
+def test_realms_that_are_none(realm: str, named: str) -> None:
+    """A registry may send its clients anywhere: what is no URL gives no token, and is named."""
+    assert fetch_token([Straight()], f'Bearer realm="{realm}"') == ("", named)
 
 
 def test_nobody_there(tmp_path: Path) -> None:

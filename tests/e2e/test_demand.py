@@ -14,6 +14,7 @@ from types import MappingProxyType
 import pytest
 
 from tests.e2e.conftest import Serve
+from tests.e2e.test_doctor import on_host
 from tests.e2e.test_pull import NEEDS
 from tests.lab.clients import Client
 from tests.lab.docker import Docker
@@ -96,6 +97,19 @@ def test_what_is_built_is_pulled(lab: Lab, docker: Docker, product: Product, kin
     count(product, 2)
 
 
+def test_the_doctor(lab: Lab, serve: Serve, docker: Docker) -> None:
+    """A daemon that runs is found well, and one that does not is told."""
+    product = begin(lab, serve, f"unix://{docker.socket}", {"listen": {"admin": ["127.0.0.1:9500"]}})
+    docker.build(f"{APP}:1", b"")
+    local = [each for each in on_host(lab, product).findings if each["check"] == "local"]
+    assert {each["subject"] for each in local} >= {f"unix://{docker.socket}", NAME, "local.max_size", "certificate"}
+    assert {each["status"] for each in local if each["subject"] != "local.max_size"} == {"OK"}, local
+    docker.wipe()
+    told = on_host(lab, product).find("local")
+    assert told["subject"] == f"unix://{docker.socket}"
+    assert told["cure"].startswith("sudo systemctl start docker")
+
+
 @pytest.mark.slow
 def test_what_nobody_has(lab: Lab, docker: Docker, product: Product) -> None:
     """404 as of any registry."""
@@ -175,7 +189,7 @@ def test_where_there_are_users(lab: Lab, serve: Serve, docker: Docker) -> None:
     users.chmod(0o600)
     product = begin(lab, serve, f"unix://{docker.socket}", {"clients": {"users_file": str(users)}})
     built = docker.build(f"{APP}:1", os.urandom(1000))
-    with pytest.raises(LabError, match=r"unauthorized|no basic auth credentials|authentication required"):
+    with pytest.raises(LabError, match=r"denied|unauthorized|authentication required"):
         docker.push_built(f"{APP}:1")
     assert lab.ctr().pull(f"{APP}:1").config == built
     assert [line["status"] for line in product.events() if line["method"] == "PUT" and line["reference"] == "1"] == [

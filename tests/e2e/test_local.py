@@ -18,8 +18,8 @@ import pytest
 from mitm_cache.demo.image import MANIFEST
 from tests.e2e.conftest import Serve
 from tests.e2e.test_airgap import run as command
-from tests.e2e.test_logins import REFUSED
-from tests.e2e.test_pull import AMD64, CLIENTS, NEEDS
+from tests.e2e.test_logins import REFUSED as REFUSED_ELSEWHERE
+from tests.e2e.test_pull import AMD64, CLIENTS, CREDS, NEEDS
 from tests.lab import images, network
 from tests.lab.asker import Question, Reply, ask
 from tests.lab.clients import Client
@@ -36,6 +36,8 @@ NAME, LOCALHOST, PREFIX = "registry.local", f"localhost:{MIRROR}", f"{OWN}:{MIRR
 LOOPBACK = "127.0.0.1"
 INSECURE = (LOCALHOST, f"{OWN}:{MIRROR}")
 CONTAINERD = "containerd/certs.d"
+REFUSED = f"{REFUSED_ELSEWHERE}|authorization failed|405 Method Not Allowed"
+"""containerd's words for a token that is not enough, and BuildKit's, which tries a POST after a wrong password."""
 ANN, WRONG = "ann:right-horse", "ann:wrong-horse"
 MIB = images.MIB
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -350,9 +352,7 @@ def test_who_pushes_is_a_user(place: Lab, serve: Serve, kind: str, way: str) -> 
             PUSHERS[kind](place, host, image, target, creds)
     assert TLS_WAY.ask(place, "team/app/manifests/it").status == 404
     PUSHERS[kind](place, host, image, target, ANN)
-    # dockerd asks for nothing at all without a login where the ping asks for one.
-    creds = ANN if kind == "docker" else ""
-    assert client(place, kind, host).pull(target, creds=creds).config in {"", image.configs[AMD64]}
+    assert client(place, kind, host).pull(target).config in {"", image.configs[AMD64]}
 
 
 @pytest.mark.parametrize("kind", ["podman", pytest.param("docker", marks=[NEEDS["docker"], pytest.mark.slow])])
@@ -373,6 +373,68 @@ def test_login(place: Lab, serve: Serve, kind: str) -> None:
         podman.login(NAME, ANN)
         podman.push(image.source, target)
     assert TLS_WAY.ask(place, "team/app/manifests/it").status == 200
+
+
+@pytest.mark.parametrize("way", ["tls", "localhost"])
+def test_oras_login(place: Lab, serve: Serve, way: str) -> None:
+    """oras pulls without a login, and pushes with one alone."""
+    start(place, serve, **users(place))
+    at, folder = WAYS[way], place.fresh("oras")
+    (folder / "back").mkdir(parents=True)
+    (folder / "file.txt").write_text("attested")
+    name, _, password = ANN.partition(":")
+    program = f"""
+import oras.client
+def client():
+    return oras.client.OrasClient(insecure={at.port != TLS}, tls_verify=True)
+try:
+    client().push(target="{at.name}/team/app:art", files=["file.txt"])
+except ValueError as error:
+    print("refused:", error)
+known = client()
+known.login(hostname="{at.name}", username="{name}", password="{password}", config_path="{folder}/cli/config.json")
+known.push(target="{at.name}/team/app:art", files=["file.txt"])
+client().pull(target="{at.name}/team/app:art", outdir="back")
+"""
+    env = {"REQUESTS_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt", "HOME": str(folder)}
+    inside = ("sh", "-c", f'cd {folder} && exec "$@"', "sh", sys.executable, "-c", program)
+    said = at.host(place).run(*inside, env=env)
+    assert "refused:" in said.out
+    assert "needs a login" in said.out
+    assert (folder / "back" / "file.txt").read_text() == "attested"
+
+
+TLS_ALONE = ("syft", "buildkit")
+"""Those that take clear text from hosts on the machine itself, or by a configuration of their own."""
+QUICK_PULLS = {("docker", "tls"), ("cri", "tls"), ("syft", "tls")}
+ASKED = [
+    pytest.param(kind, way, marks=[NEEDS[kind], *([] if (kind, way) in QUICK_PULLS else [pytest.mark.slow])])
+    for kind in (*PULLERS, *TLS_ALONE)
+    for way in WAYS
+    if way == "tls" or kind not in TLS_ALONE
+]
+
+
+@pytest.mark.parametrize(("kind", "way"), ASKED)
+def test_pulls_beside_users(place: Lab, serve: Serve, kind: str, way: str) -> None:
+    """Strangers pull what no row denies them, with no login; what is for a user comes with the user's alone."""
+    rows: list[Mapping[str, object]] = [
+        {"registry": "local", "repository": "secret/*", "users": ["ann"]},
+        {"registry": "local", "repository": "secret/*", "action": "deny"},
+    ]
+    product = start(place, serve, **users(place), policy=rows)
+    image, at = made(place), WAYS[way]
+    host = at.host(place)
+    for name in ("team", "secret"):
+        push_skopeo(place, host, image, f"{at.name}/{name}/app:1", ANN)
+    digests = {image.digest, image.manifests[AMD64]}
+    assert client(place, kind, host).pull(f"{at.name}/team/app:1").digest in digests
+    for creds in ("", WRONG):
+        with pytest.raises(LabError, match=REFUSED):
+            client(place, kind, host).pull(f"{at.name}/secret/app:1", creds=creds)
+    mark = len(product.events())
+    assert client(place, kind, host).pull(f"{at.name}/secret/app:1", creds=ANN).digest in digests
+    assert product.wait_for(lambda event: event["reference"] == "1", since=mark)
 
 
 def test_policy(place: Lab, serve: Serve) -> None:
@@ -425,16 +487,24 @@ def test_skopeo_is_killed(place: Lab, product: Product) -> None:
     command(place, product.data, "verify")
 
 
-@pytest.mark.slow
-@NEEDS["docker"]
-def test_docker_hub_beside_it(place: Lab, serve: Serve) -> None:
-    """Strangers' dockerd goes on pulling Docker Hub's images by the mirror where there are users and local hosts.
+HUB_LOGINS = [
+    pytest.param("mine/", "", id="a path prefix, no login"),
+    pytest.param("mine/", CREDS, id="a path prefix, a login of Docker Hub", marks=pytest.mark.slow),
+    pytest.param("", "", id="hosts alone, no login", marks=pytest.mark.slow),
+    pytest.param("", CREDS, id="hosts alone, a login of Docker Hub", marks=pytest.mark.slow),
+]
 
-    A path prefix is another matter: for who pushes by it the mirror's root has to ask for a login.
-    """
+
+@NEEDS["docker"]
+@pytest.mark.parametrize(("prefix", "creds"), HUB_LOGINS)
+def test_docker_hub_beside_it(place: Lab, serve: Serve, prefix: str, creds: str) -> None:
+    """Strangers' dockerd goes on pulling Docker Hub's images by the mirror where there are users and local names."""
     image = place.image(images.TINY_DOCKER)
-    serve(sections=sections(**users(place), local={"names": [NAME, "localhost"]}))
+    names = [NAME, "localhost", *([prefix] if prefix else [])]
+    product = serve(sections=sections(**users(place), local={"names": names}))
     place.node.resolve({})
     place.node.trust("none", "")
     docker = place.docker(mirrors=(f"http://{network.CACHE}:{MIRROR}",))
-    assert docker.pull("docker.io/library/tiny:docker").config == image.configs[AMD64]
+    assert docker.pull("docker.io/library/tiny:docker", creds=creds).config == image.configs[AMD64]
+    assert product.wait_for(lambda event: event["reference"] == "docker")["user"] == ""
+    assert CREDS.partition(":")[2] not in json.dumps(product.events())

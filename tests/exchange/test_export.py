@@ -8,11 +8,19 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import override
 
 import pytest
 
+from mitm_cache.cache.entry import Link
 from mitm_cache.demo.image import KIB, MIB, Image, assemble, generate, layer
+from mitm_cache.exchange.outgoing import Form, gather, write
+from mitm_cache.exchange.shelf import Shelf
+from mitm_cache.exchange.target import open_target
+from mitm_cache.oci.image import Image as Name
+from mitm_cache.oci.reference import Repository, Tag
 from tests.exchange.making import (
     CONTAINERD_NAME,
     REF_NAME,
@@ -28,6 +36,7 @@ from tests.exchange.making import (
     write_folder,
 )
 from tests.fakes.registry import LyingUpstream
+from tests.needs import needs_root
 from tests.serving import in_thread
 
 IMAGE = generate(sizes=[3 * KIB, 40 * KIB], seed="one")
@@ -285,15 +294,26 @@ def test_an_end_at_any_moment(tmp_path: Path, data: Path) -> None:
         other.unlink()
         os.mkfifo(other)
         command = [sys.executable, "-m", "mitm_cache", "--data-dir", str(data), "export", "--all", "--partial"]
-        process = subprocess.Popen([*command, "-o", str(tmp_path / "out.tar")], stderr=subprocess.PIPE)
+        process = subprocess.Popen([*command, "-o", str(tmp_path / "out.tar")], stderr=subprocess.DEVNULL)
         with other.open("wb"):  # returns once the export has opened it
-            process.send_signal(number)
-            process.communicate(timeout=30)
+            _end(process, number)
         other.unlink()
         other.write_bytes(kept)
         assert process.returncode != 0
         assert not (tmp_path / "out.tar").exists()
     done(data, "export", "--all", "-o", tmp_path / "out.tar")
+
+
+def _end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """A signal that arrives just before the read of a pipe does not interrupt it, so it is sent until it does."""
+    for _ in range(30):
+        process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+            return
+    process.kill()
+    process.wait()
+    pytest.fail(f"{number.name} does not end it")
 
 
 def layers_in(data: Path) -> list[Path]:
@@ -308,3 +328,102 @@ def test_an_archive_that_a_standard_tar_reads(tmp_path: Path, data: Path) -> Non
         names = tar.getnames()
     assert names[:3] == ["mitm-cache.json", "oci-layout", "index.json"]
     assert (tmp_path / "a.tar").stat().st_size % tarfile.RECORDSIZE == 0
+
+
+def test_a_folder_by_another_name(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder is filled, also where one stands in it, and a link to one stays a link."""
+    here, there, link = tmp_path / "here", tmp_path / "there", tmp_path / "link"
+    here.mkdir()
+    there.mkdir()
+    link.symlink_to(there)
+    monkeypatch.chdir(here)
+    done(data, "export", NAME, "-o", ".")
+    assert (here / "oci-layout").is_file()
+    done(data, "export", NAME, "-o", link)
+    assert link.is_symlink()
+    assert read_folder(there).keys() == read_folder(here).keys()
+
+
+@needs_root()
+def test_a_file_system_of_its_own(data: Path, tmp_path: Path) -> None:
+    """Nothing is written beside the place where a stick is mounted: a folder in it has to be named."""
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", stick], check=True)
+    try:
+        told = refused(data, "export", NAME, "-o", stick)
+        assert f"{stick} is a file system of its own; name a new folder in it, such as {stick}/export" in told
+        done(data, "export", NAME, "-o", stick / "export")
+        assert (stick / "export" / "oci-layout").is_file()
+    finally:
+        subprocess.run(["umount", stick], check=True)
+
+
+class Counting(Shelf):
+    """Counts how often it reads a folder of links."""
+
+    read = 0
+
+    @override
+    def tags(self, registry: str, repository: Repository) -> list[Tag]:
+        self.read += 1
+        return super().tags(registry, repository)
+
+    @override
+    def manifests(self, registry: str, repository: Repository) -> Iterator[Link]:
+        self.read += 1
+        return super().manifests(registry, repository)
+
+
+@pytest.mark.parametrize("form", Form)
+def test_many_images_of_one_repository(tmp_path: Path, form: Form) -> None:
+    """A repository's tags and digests are read as often for twelve of its images as for one."""
+    data = tmp_path / "data"
+    names = [f"quay.io/team/app:{number}" for number in range(12)]
+    images = {name: generate(sizes=[KIB], platforms=["linux/amd64"], seed=name) for name in names}
+    done(data, "import", write_folder(tmp_path / "in", layout(images)))
+    counts = []
+    for some in (names[:1], names):
+        shelf = Counting(data)
+        found = gather(shelf, map(Name.parse, some))
+        with open_target(tmp_path / f"{len(some)}") as target:
+            write(found, shelf, target, form)
+        counts.append(shelf.read)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_whole_export_and_deltas_at_once(tmp_path: Path, form: Form, order: tuple[int, ...]) -> None:
+    """Together they are what they are one after the other, in any order: a tag that has moved is what it was last."""
+    data, taken = tmp_path / "data", tmp_path / "taken"
+    base = layer("base", 3 * KIB)
+    images = [assemble({"linux/amd64": [base, *(layer(f"{n}", KIB) for n in range(number))]}) for number in range(3)]
+    exports = [tmp_path / f"export {number}" for number in range(3)]
+    for number, image in enumerate(images):
+        done(data, "import", write_folder(tmp_path / f"in {number}", layout({NAME: image})))
+        since = ["--since", exports[number - 1]] if number else []
+        done(data, "export", "--all", *since, "--format", form, "-o", exports[number])
+    refused(taken, "import", exports[0], exports[2])
+    assert links(taken) == set()
+    done(taken, "import", *(exports[number] for number in order))
+    assert cached(taken) == cached(data)
+    assert links(taken) == links(data)
+    listed = json.loads(done(taken, "ls", "--json").stdout)["images"]
+    assert [image["digest"] for image in listed if image["tag"]] == [images[-1].index.digest]
+    news = tmp_path / "news"
+    done(data, "export", "--all", "--since", exports[-1], "--format", form, "-o", news)
+    assert "0 images" in done(taken, "import", news).stdout
+
+
+def test_one_name_for_two_images(tmp_path: Path, data: Path) -> None:
+    """Of two archives that know nothing of each other none is believed more."""
+    other = write_folder(tmp_path / "other", layout({NAME: OTHER}))
+    one = write_folder(tmp_path / "one", layout({NAME: IMAGE}))
+    assert f"{NAME} is there twice" in refused(tmp_path / "taken", "import", one, other)
+
+
+def test_folders_in_an_archive(tmp_path: Path, data: Path) -> None:
+    """They are written, for tools that unpack them, and an import says what to do."""
+    done(data, "export", "--all", "--format", "dir", "-o", tmp_path / "x.tar")
+    assert "which are read as folders: tar xf x.tar" in refused(tmp_path / "taken", "import", tmp_path / "x.tar")

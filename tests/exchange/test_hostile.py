@@ -319,3 +319,13 @@ def test_two_that_do_not_agree(tmp_path: Path, data: Path) -> None:
     first = write_folder(tmp_path / "a", layout({NAME: IMAGE}))
     second = write_folder(tmp_path / "b", layout({NAME: generate(sizes=[KIB], seed="second")}))
     assert f"{NAME} is there twice" in refused(data, "import", first, second)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x/" * 3000, "a" * 300, "", ".", "..", "/etc/passwd"])
+@pytest.mark.parametrize("write", [write_folder, write_tar])
+def test_names_that_are_none(tmp_path: Path, data: Path, name: str, write: Callable[[Path, Files], Path]) -> None:
+    """What no file can be named is refused in words, from a folder too."""
+    entry = {"Config": name, "RepoTags": ["app:1"], "Layers": []}
+    archive = write(tmp_path / "a", {"manifest.json": json.dumps([entry]).encode(), "x": b""})
+    told = refused(data, "import", archive)
+    assert "is not in it" in told or "is refused as the name of a file" in told or "cannot be read" in told

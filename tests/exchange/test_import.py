@@ -325,3 +325,13 @@ def test_another_users_directory(tmp_path: Path, data: Path) -> None:
     os.chown(data, 12345, 12345)
     assert "run it as its user, sudo -u '#12345'" in refused(data, "import", tmp_path / "a")
     assert run(data, "export", "--all", "-o", tmp_path / "out").exit_code == 0  # which only reads
+
+
+@pytest.mark.parametrize("rootfs", [{"type": "layers"}, {"type": "layers", "diff_ids": None}])
+def test_an_image_without_layers(tmp_path: Path, data: Path, rootfs: dict[str, object]) -> None:
+    """FROM scratch and nothing more: docker leaves out the list of layers where it is empty."""
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs}).encode()
+    name = f"{hashlib.sha256(config).hexdigest()}.json"
+    entry = {"Config": name, "RepoTags": ["empty:1"], "Layers": None}
+    done(data, "import", write_tar(tmp_path / "a.tar", {"manifest.json": json.dumps([entry]).encode(), name: config}))
+    assert config in cached(data).values()

@@ -33,13 +33,6 @@ def image() -> Image:
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, image, "1")
-        yield upstream
-
-
-@pytest.fixture
 def wire(upstream: LyingUpstream) -> Iterator[Wire]:
     with Wire(upstream.trust.context(), {upstream.registry.name: upstream.registry.address}) as wire:
         yield wire

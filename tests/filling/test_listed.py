@@ -88,6 +88,10 @@ def test_plain(text: str) -> None:
         ("quay.io:\n  images-by-tag-regex: {a: '('}", "'(' is not a regular expression"),
         ("quay.io:\n  images-by-semver: {a: 'new'}", "'new' is no condition on versions"),
         ("quay.io:\n  tls-verify: maybe", "quay.io.tls-verify is true or false"),
+        ("quay.io: {}\nQuay.io: {}", "Quay.io is quay.io, which is there already"),
+        ("docker.io: {}\nindex.docker.io: {}", "index.docker.io is docker.io, which is there already"),
+        ("quay.io:\n  cert-dir: [a]", "quay.io.cert-dir: ['a'] is not a directory"),
+        ('quay.io:\n  cert-dir: "a\\0b"', "quay.io.cert-dir: 'a\\x00b' is not a directory"),
         ("quay.io:\n  cert-dir: /nowhere", "quay.io.cert-dir: '/nowhere' is not a directory"),
         ("quay.io:\n  credentials: {username: john, passwort: s3cret}", "a username and a password"),
         ("quay.io: [", "is neither YAML as skopeo sync reads it nor one image a line"),
@@ -114,3 +118,12 @@ def test_files(tmp_path: Path) -> None:
         read_list(tmp_path / "huge")
     (tmp_path / "empty").write_text("# nothing\n")
     assert read_list(tmp_path / "empty").images == ()
+
+
+@pytest.mark.parametrize("text", ["alpine:3\r\n# why\r\n", "docker.io:\r\n  images:\r\n    alpine: ['3']\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_of_other_systems(tmp_path: Path, text: str, mark: str) -> None:
+    """Ends of lines and a mark at the beginning, as editors elsewhere write them, say nothing."""
+    path = tmp_path / "images"
+    path.write_bytes(f"{mark}{text}".encode())
+    assert [str(image) for image in read_list(path).images] == ["docker.io/library/alpine:3"]

@@ -2,7 +2,12 @@
 
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,6 +25,11 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
         upstream.registry.blobs = "direct"
         upstream.registry.put(NAME, IMAGE, "1")
         yield upstream
+
+
+@pytest.fixture
+def cache(tmp_path: Path, upstream: LyingUpstream) -> Cache:
+    return Cache(tmp_path, upstream)
 
 
 @pytest.fixture
@@ -65,3 +75,22 @@ def test_clear_text(tmp_path: Path) -> None:
         assert sync(cache, "tls-verify: false", host) == ""
         assert cache.blobs() == {*IMAGE.manifests, *IMAGE.blobs}
         assert (cache.data / "links" / host / NAME / "_tags" / "1").is_dir()
+
+
+def test_ctrl_c_while_nobody_answers(cache: Cache, tmp_path: Path) -> None:
+    """Registries that take connections and say nothing hold up no run that is interrupted."""
+    listed = tmp_path / "images.yaml"
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        hosts = ["{}:{}".format(*each.getsockname()) for each in silent]
+        listed.write_text("".join(f"{host}:\n  tls-verify: false\n  images: {{a/b: [c]}}\n" for host in hosts))
+        command = [sys.executable, "-m", "mitm_cache", "--config", str(cache.file), "sync", "-f", str(listed)]
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        for each in silent:
+            each.settimeout(30)
+        silent[0].accept()[0].close()  # it speaks no TLS
+        stack.enter_context(silent[0].accept()[0])
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=9)  # each is given twice 10 seconds otherwise
+    assert process.returncode == 130
+    assert b"Interrupted; the same command goes on from here." in err

@@ -43,7 +43,9 @@ FAMILIES = (
     Family("connect", "CONNECT", connect.CASES, "`tests/proxy/test_connect.py`, `tests/upstream/test_dial.py`"),
     Family("tls", "TLS, and what the CA signs", tls.CASES, "`tests/proxy/test_intercept.py`, `tests/test_ca.py`"),
     Family("headers", "Header fields", headers.CASES, "`tests/proxy/test_listeners.py`"),
-    Family("credentials", "Credentials", credentials.CASES, "`tests/test_rights_on_hit.py`"),
+    Family(
+        "credentials", "Credentials", credentials.CASES, "`tests/test_rights_on_hit.py`, `tests/local/test_tokens.py`"
+    ),
     Family("content", "Manifests, digests and names", content.CASES, "`tests/upstream/test_flight.py`"),
     Family(
         "registry",

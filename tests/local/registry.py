@@ -60,6 +60,13 @@ def index(*manifests: bytes, **more: Any) -> bytes:
     return json.dumps(fields | more).encode()
 
 
+def build_cache(config: bytes, *layers: bytes) -> bytes:
+    """An index of blobs, as BuildKit pushes it by `--cache-to type=registry,image-manifest=false`."""
+    listed = [descriptor(layer) for layer in layers]
+    listed.append(descriptor(config, "application/vnd.buildkit.cacheconfig.v0"))
+    return index(manifests=listed)
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An answer, with its whole body."""

@@ -20,7 +20,7 @@ from mitm_cache.local.store import Store
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_MANIFEST
 from mitm_cache.oci.reference import Repository
-from tests.local.registry import CONFIG, OCTETS, Local, descriptor, digest_of, index, manifest
+from tests.local.registry import CONFIG, OCTETS, Local, build_cache, descriptor, digest_of, index, manifest
 
 HOUR = 3600.0
 LAYER = bytes(range(256)) * 400
@@ -43,6 +43,25 @@ def test_what_nobody_needs(tmp_path: Path) -> None:
             local.age(HOUR + 10)
             await local.registry.collect()
             assert (await local.ask("GET", f"/v2/a/manifests/{digest}")).status == 200
+
+    asyncio.run(run())
+
+
+def test_a_build_cache(tmp_path: Path) -> None:
+    """An index of blobs is taken when all of them are here, and keeps them."""
+
+    async def run() -> None:
+        async with Local(tmp_path) as local:
+            cache = build_cache(b"{}", LAYER)
+            await local.push_blob("a", LAYER)
+            refused = await local.push_manifest("a", "cache", cache)
+            assert (refused.status, refused.code) == (404, "MANIFEST_BLOB_UNKNOWN")
+            await local.push_blob("a", b"{}")
+            assert (await local.push_manifest("a", "cache", cache)).status == 201
+            local.age(HOUR + 10)
+            await local.registry.collect()
+            assert local.blobs() == {digest_of(cache), digest_of(LAYER), digest_of(b"{}")}
+            assert (await local.ask("GET", f"/v2/a/blobs/{digest_of(LAYER)}")).body == LAYER
 
     asyncio.run(run())
 

@@ -4,10 +4,9 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mitm_cache.cache.index import Index
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.errors import StoppingError, UpstreamError
 from mitm_cache.local.daemon import MARK, Daemon
-from mitm_cache.local.demand import LOOK_SECONDS, OnDemand
+from mitm_cache.local.demand import AWAY_SECONDS, LOOK_SECONDS, OnDemand
 from mitm_cache.local.manifests import read
 from mitm_cache.local.store import Store
 from mitm_cache.oci.digest import Digest
@@ -108,7 +107,13 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 
 @asynccontextmanager
 async def process(
-    folder: Path, daemon: FakeDaemon, *, hosts: tuple[str, ...] = (HOST,), patience: float = 60.0, silence: int = 60
+    folder: Path,
+    daemon: FakeDaemon,
+    *,
+    hosts: tuple[str, ...] = (HOST,),
+    patience: float = 60.0,
+    silence: int = 60,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Scene]:
     """A process over a data directory; several may run."""
     layout = open_layout(folder / "data")
@@ -123,6 +128,7 @@ async def process(
             index=index,
             start=tasks.start,
             patience=patience,
+            clock=clock,
         )
         try:
             yield Scene(layout, store, demand)
@@ -232,21 +238,22 @@ async def test_the_daemon_is_away(scene: Scene, daemon: FakeDaemon, caplog: pyte
     assert "No such file or directory" in said
 
 
-async def test_the_daemon_comes_back(scene: Scene, daemon: FakeDaemon, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_daemon_comes_back(tmp_path: Path, daemon: FakeDaemon, caplog: pytest.LogCaptureFixture) -> None:
     """It is asked again after a while."""
-    daemon.images[NAME] = image(id_of(NEW))
-    daemon.stop()
-    began = asyncio.get_running_loop().time()
-    await scene.pull()
-    assert scene.config() is None
-    daemon.start()
-    assert scene.demand._away_until > began + 4
-    scene.demand._away_until = math.inf
-    await scene.pull()
-    assert daemon.looks == [], "not asked yet"
-    scene.demand._away_until = 0.0
-    await scene.pull()
-    assert scene.config() == NEW
+    now = [1000.0]
+    async with process(tmp_path, daemon, clock=lambda: now[0]) as scene:
+        daemon.pushing = lambda push: _push(scene, push)
+        daemon.images[NAME] = image(id_of(NEW))
+        daemon.stop()
+        await scene.pull()
+        assert scene.config() is None
+        daemon.start()
+        now[0] += AWAY_SECONDS - 0.1
+        await scene.pull()
+        assert daemon.looks == [], "not asked yet"
+        now[0] += 0.1
+        await scene.pull()
+        assert scene.config() == NEW
     assert caplog.messages[-1] == f"the daemon at {daemon.url} answers again"
 
 

@@ -11,7 +11,7 @@ from mitm_cache.local.manifests import MANIFESTS, Pushed, read
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mitm_cache.oci.reference import Tag
-from tests.local.registry import CONFIG, digest_of, index, manifest
+from tests.local.registry import CONFIG, build_cache, digest_of, index, manifest
 
 KEYS = ("schemaVersion", "mediaType", "config", "layers", "manifests", "subject", "digest", "urls", "size")
 GOOD = {"digest": digest_of(CONFIG), "size": 2}
@@ -62,3 +62,5 @@ def test_what_it_needs() -> None:
     assert (image.manifests, image.subject) == ((), Digest.of(b"about"))
     listing = read(index(manifest(), manifest(b"x")), "", Tag("1"))
     assert (listing.blobs, listing.manifests) == ((), (Digest.of(manifest()), Digest.of(manifest(b"x"))))
+    cached = read(build_cache(b"{}", b"a", b"b"), "", Tag("1"))
+    assert (cached.blobs, cached.manifests) == (tuple(map(Digest.of, (b"a", b"b", b"{}"))), ())

@@ -100,7 +100,8 @@ def test_chunks(tmp_path: Path) -> None:
             assert late.status == 416
             put = await local.ask("PUT", f"{place}?digest={DIGEST}", last, LAYER[1000:])
             assert put.status == 201
-            assert (await local.ask("GET", place)).code == "BLOB_UPLOAD_UNKNOWN"
+            gone = await local.ask("GET", place)
+            assert (gone.code, gone.outcome, wrong.outcome) == ("BLOB_UPLOAD_UNKNOWN", "LOCAL", "REFUSED")
 
     asyncio.run(run())
 
@@ -324,12 +325,14 @@ def test_what_is_not_here(tmp_path: Path) -> None:
             }
             for target, code in expected.items():
                 reply = await local.ask("GET", target)
-                assert (reply.status, reply.code) == (404, code)
-                assert (await local.ask("HEAD", target)).body == b""
+                assert (reply.status, reply.code, reply.outcome) == (404, code, "LOCAL")  # as each push asks
+                head = await local.ask("HEAD", target)
+                assert (head.body, head.outcome) == (b"", "LOCAL")
             assert (await local.ask("GET", "/v2/")).status == 200
             assert (await local.ask("GET", "/token")).status == 404
             for method, target in (("POST", "/v2/a/manifests/1"), ("PUT", "/token"), ("PUT", f"/v2/a/blobs/{DIGEST}")):
-                assert (await local.ask(method, target)).code == "UNSUPPORTED"
+                reply = await local.ask(method, target)
+                assert (reply.code, reply.outcome) == ("UNSUPPORTED", "REFUSED")
             await local.push_blob("a", LAYER)
             assert (await local.ask("GET", f"/v2/a/manifests/{DIGEST}")).code == "MANIFEST_UNKNOWN"
 

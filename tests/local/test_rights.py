@@ -10,6 +10,7 @@ from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.rights import ANYONE
+from mitm_cache.wire.message import Credential
 from tests.local.registry import CONFIG, OCTETS, Local, digest_of, index, manifest
 
 LAYER = b"a layer" * 1000
@@ -48,6 +49,11 @@ def test_strangers_do_not_push(tmp_path: Path, method: str, target: str) -> None
             refused = await local.ask(method, target)
             assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
             assert refused["www-authenticate"] == 'Basic realm="mitm-cache"'
+            assert refused.outcome == "LOCAL"  # nobody shows a password before that
+            wrong = await local.ask(method, target, credential=Credential("Basic Y2k6d3Jvbmc="))
+            assert (wrong.status, wrong.outcome) == (401, "REFUSED")
+            stranger = await local.ask(method, target, bearer=True)  # whose token is a stranger's
+            assert (stranger.status, stranger.outcome) == (401, "REFUSED")
             assert (await local.ask(method, target, user="ci")).status not in (401, 403)
             assert local.uploads() == [] or method == "POST"
 

@@ -22,6 +22,7 @@ def push(client: Client, prefix: str, query: str = "") -> None:
     """An image by one way; each Location is followed as it stands."""
     mark = f"?{query}" if query else ""
     for content in (CONFIG, LAYER):
+        client.head(f"/v2/{prefix}app/blobs/{digest_of(content)}{mark}")  # as clients ask before
         opened = client.ask("POST", f"/v2/{prefix}app/blobs/uploads/{mark}", {"Content-Length": "0"})
         assert opened.status == 202, opened.body
         place = opened.headers["Location"]
@@ -77,7 +78,10 @@ def test_users(tmp_path: Path) -> None:
         for name in ("localhost", "cache.example"):
             with served.client("mirror", name=name) as client:
                 ping = client.get("/v2/")
-                assert (ping.status, ping.headers["WWW-Authenticate"]) == (401, 'Basic realm="mitm-cache"')
+                realm = f'Bearer realm="http://{name}/v2/local/token",service="{name}"'
+                assert (ping.status, ping.headers["WWW-Authenticate"]) == (401, realm)
+                wrong = client.get("/v2/", {"Authorization": "Basic Y2k6d3Jvbmc="})
+                assert (wrong.status, wrong.outcome) == (401, "REFUSED")
                 login = {"Authorization": "Basic Y2k6VSpV"}  # ci:U*U, the first of bcrypt's published vectors
                 assert client.get("/v2/", login).status == 200
                 opened = client.ask("POST", "/v2/local/app/blobs/uploads/", {"Content-Length": "0"})

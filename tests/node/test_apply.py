@@ -1,8 +1,10 @@
 """Steps, undoing, and files that can only be written in place."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from mitm_cache.errors import ConfigError
 from mitm_cache.node.apply import Edit, Work, run, undone
 from mitm_cache.node.files import Local
 from mitm_cache.node.model import Order, Step, reload, restart
-from mitm_cache.node.state import State
+from mitm_cache.node.state import Record, State
 from tests.needs import needs_root, needs_tool
 
 
@@ -52,6 +54,37 @@ def test_folders_of_others_stay(tmp_path: Path) -> None:
     assert place.read("/a/b/c") == "x"
 
 
+def test_an_undoing_that_is_killed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no manifest then that speaks of backups that are gone, upon which nothing could be set up or undone."""
+    state = State(tmp_path)
+    state.records["/x"] = Record(["docker"], "after", state.keep("before", None))
+    state.save()
+    assert State(tmp_path).before(State(tmp_path).records["/x"]) == "before"
+    remove = shutil.rmtree
+
+    def die(*arguments: Any, **options: Any) -> None:
+        remove(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    state.records.clear()
+    with pytest.raises(KeyboardInterrupt):
+        state.save()
+    assert State(tmp_path).records == {}
+    monkeypatch.undo()
+    State(tmp_path).save()
+    assert not state.folder.exists()
+
+
+def test_a_record_outside_the_root(tmp_path: Path) -> None:
+    """A link in an image is not followed to the machine that makes the image."""
+    (tmp_path / "image/var").mkdir(parents=True)
+    (tmp_path / "machine").mkdir()
+    (tmp_path / "image/var/lib").symlink_to(tmp_path / "machine")
+    with pytest.raises(ConfigError, match="/var/lib/mitm-cache-setup is a link that leads out of"):
+        State(tmp_path / "image")
+
+
 def test_no_record_leaves_no_folder(tmp_path: Path) -> None:
     state = State(tmp_path)
     state.save()
@@ -78,3 +111,19 @@ def test_a_file_that_is_mounted(tmp_path: Path, certificate: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "real").read_text() == "127.0.0.1 localhost\n"
     assert sorted(path.name for path in (tmp_path / "root/etc").iterdir()) == ["hosts"]
+
+
+@needs_root()
+@needs_tool("unshare", package="util-linux")
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    """Root is not told to be root."""
+    code = "import pathlib, sys, mitm_cache.node.files as f; f.Local(pathlib.Path(sys.argv[1])).writable('/etc/x')"
+    mount = 'mount -t tmpfs -o ro none "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, tmp_path, sys.executable, "-c", code, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"/etc/x cannot be written: {tmp_path} is on a file system that is read-only" in done.stderr

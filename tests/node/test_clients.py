@@ -107,7 +107,16 @@ def test_an_empty_file(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n", "a: [", "mirrors: x\n", "mirrors:\n  '*':\n    endpoint: x\n", "a: 1\na: 2\n"]
+    "text",
+    [
+        "- a\n",
+        "a: [",
+        "mirrors: x\n",
+        "mirrors:\n  '*':\n    endpoint: x\n",
+        "a: 1\na: 2\n",
+        "a: !!set x\n",
+        "mirrors:\n  ?  e: [x]\n  d: 1\n",
+    ],
 )
 def test_a_file_of_another_form(text: str) -> None:
     with pytest.raises(ConfigError, match=K3S):

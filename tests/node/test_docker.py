@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mitm_cache.errors import ConfigError
 from mitm_cache.node.docker import DAEMON, INSECURE, MIRRORS, merge, take_out_daemon
+from mitm_cache.node.files import encode
 from mitm_cache.node.model import Store
 from tests.node.memory import planned, settings, steps
 
@@ -63,6 +64,12 @@ def test_a_real_file() -> None:
     assert {key: value for key, value in json.loads(NVIDIA).items() if key != MIRRORS}.items() <= document.items()
     assert '\n    "default-runtime"' in merged  # the indentation is kept
     assert "ä" in merged
+
+
+def test_half_a_character_stays_an_escape() -> None:
+    """JSON may have it, and no file in UTF-8 (RFC 8259, 8.2)."""
+    merged = merge('{"labels": ["\\ud83d", "\xe4"]}', WANTED)
+    assert json.loads(encode(merged))["labels"] == ["\ud83d", "\xe4"]
 
 
 def test_a_file_that_has_it_all_stays_as_it_is() -> None:

@@ -54,6 +54,13 @@ def test_a_missing_end_of_line_is_made_where_others_went_on() -> None:
     assert take_out("x", after, after + "y\n") == "x\ny\n"
 
 
+def test_only_a_newline_ends_a_line() -> None:
+    """What else ends one in Unicode, or ended one on old machines, stays as it is."""
+    before = "a\fb\nc\u2028d\x85e\rf\n"
+    after = add_block(before, ["10.0.0.5 quay.io"])
+    assert take_out(before, after, f"new\n{after}") == f"new\n{before}"
+
+
 def test_a_diff_tells_no_secret() -> None:
     """Passwords and tokens in the lines around a change are not shown."""
     before = 'configs:\n  r.example:\n    auth:\n      password: hunter2\n      auth: "abc"\nx: http://u:hunter2@p\n'

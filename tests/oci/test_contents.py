@@ -48,6 +48,17 @@ def test_platform() -> None:
     assert read({"manifests": [{"digest": str(ONE), "platform": platform}]}).manifests[0].platform == "linux/arm/v7"
 
 
+def test_build_cache() -> None:
+    """What an index lists that is no manifest, by its type, is a blob, as in a build cache of BuildKit."""
+    image, layer = "application/vnd.docker.distribution.manifest.v2+json", "application/vnd.oci.image.layer.v1.tar+gzip"
+    listed = [
+        {"digest": str(TWO), "size": 7, "mediaType": layer},
+        {"digest": str(ONE), "size": 5, "mediaType": image},
+    ]
+    found = read({"manifests": listed})
+    assert (found.manifests, found.blobs) == ((Descriptor(ONE, 5, image),), (Descriptor(TWO, 7, layer),))
+
+
 @pytest.mark.parametrize(
     "item",
     [5, {}, {"digest": "md5:0"}, {"digest": 5}, [str(ONE)], {"digest": None}],

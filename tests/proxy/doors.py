@@ -200,8 +200,9 @@ class Doors:
                 registries = self.registries
                 door = Door(known=registries, journal=self.journal, via="doors", ways=self.listeners.ways)
                 relay = Relay(leg=leg, links=known.links, pushed=known.pushed, policy=Policy(()))
-                serve = Serve(pull_through=pull_through, relay=relay, door=door, proxyserver=engine.proxyserver)
-                pump = Pump(engine.proxyserver, reads, stall=self._stall)
+                proxyserver, stall = engine.proxyserver, self._stall
+                serve = Serve(pull_through=pull_through, relay=relay, door=door, proxyserver=proxyserver, stall=stall)
+                pump = Pump(proxyserver, reads, stall=stall)
                 engine.add(self.listeners, self.intercept, serve, pump)
                 if self._local is not None:
                     receive = Receive(proxyserver=engine.proxyserver, serve=serve, local=self._local, stall=self._stall)

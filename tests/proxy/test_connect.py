@@ -54,12 +54,6 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
         yield upstream
 
 
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
-
-
 def test_registries_are_intercepted(cache: Threaded, upstream: LyingUpstream) -> None:
     """A registry's name gets a leaf of the cache's CA, and the same cache as every other way in."""
     context = ssl.create_default_context(cafile=cache.ca_file)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mitm_cache.demo.image import KIB, generate
 from mitm_cache.journal import Journal
-from mitm_cache.proxy.crowd import PER_CONNECTION, RESERVED, Crowd, room
+from mitm_cache.proxy.crowd import MAX_TOLD, PER_CONNECTION, RESERVED, Crowd, room
 from mitm_cache.proxy.mode import Listeners
 from tests.fakes.registry import LyingUpstream
 from tests.proxy.doors import Doors
@@ -47,6 +47,14 @@ def test_told_once() -> None:
     assert [crowd.tells("a"), crowd.tells("a"), crowd.tells("b")] == [True, False, True]
     crowd.leave("a")
     assert crowd.tells("a")
+
+
+def test_the_told_are_not_remembered_for_ever() -> None:
+    """A flood from addresses that never have a connection takes no more memory after a while."""
+    crowd = Crowd(0, 1)
+    assert all(crowd.tells(f"fd00::{number:x}") for number in range(3 * MAX_TOLD))
+    assert len(crowd._told) <= MAX_TOLD
+    assert not crowd.tells(f"fd00::{3 * MAX_TOLD - 1:x}")
 
 
 def test_room() -> None:

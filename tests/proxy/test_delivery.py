@@ -104,6 +104,37 @@ def test_keep_alive(scene: Scene, listener: str) -> None:
             assert head.headers["docker-content-digest"] == scene.small.digest
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("field", "status"),
+    [
+        ('"{digest}"', 304),
+        ('"other", W/"{digest}"', 304),
+        ('"other"\r\nIf-None-Match: "{digest}"\r\nRange: bytes=0-1', 304),
+        ('"other"', 200),
+        ("{digest}", 200),
+        ('"', 200),
+    ],
+)
+def test_content_that_the_client_has(scene: Scene, listener: str, method: str, field: str, status: int) -> None:
+    """It is not sent again to who names it, and what is asked behind it is answered as ever (RFC 9110, 13.1.2)."""
+    with dial(scene.cache, listener) as wire:
+        condition = f"If-None-Match: {field.format(digest=scene.big.digest)}"
+        wire.send(scene.ask(scene.big, condition, method=method))
+        if status == 304:
+            answer = wire.answer(method)
+            assert (answer.status, answer.headers["etag"]) == (304, f'"{scene.big.digest}"')
+            assert answer.headers["docker-content-digest"] == scene.big.digest
+            assert not {"content-length", "content-type", "content-range", "transfer-encoding"} & set(answer.headers)
+            assert answer.headers["x-cache"] == "HIT"
+        else:
+            code, headers = wire.head()
+            assert (code, headers["content-length"]) == (200, str(scene.big.size))
+            wire.read(scene.big.size if method == "GET" else 0)
+        wire.send(scene.ask(scene.small))
+        assert wire.answer().body == content_of(scene.small)
+
+
 def test_a_whole_body(scene: Scene, listener: str) -> None:
     """64 MiB arrive with the digest that was asked for."""
     with dial(scene.cache, listener) as wire:

@@ -1,6 +1,7 @@
 """Token hosts at the tls listener, and the ways a tunnel ends."""
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ import pytest
 
 from mitm_cache.errors import UpstreamError
 from mitm_cache.journal import Event, Journal
+from mitm_cache.proxy import tunnel
 from mitm_cache.proxy.front import Front, Intercepted
 from mitm_cache.registries import Known, Registry
 from tests.fakes.registry import Witness
@@ -22,7 +24,7 @@ KNOWN = Known([Registry("registry.demo", "registry.demo", auth_hosts=("tokens.de
 class Gate:
     """A listener that asks a real Front, with a dial that leads to one address and remembers who was asked for."""
 
-    def __init__(self, to: tuple[str, int] | None) -> None:
+    def __init__(self, to: tuple[str, int] | OSError | None) -> None:
         self._to = to
         self.dialled: list[tuple[str, int, bool]] = []
         self.events: list[Event] = []
@@ -33,6 +35,8 @@ class Gate:
 
     async def _dial(self, host: str, port: int, *, trusted: bool) -> socket.socket:
         self.dialled.append((host, port, trusted))
+        if isinstance(self._to, OSError):
+            raise self._to
         if self._to is None:
             raise UpstreamError(f"{host} is away")
         return await asyncio.to_thread(socket.create_connection, self._to)
@@ -102,6 +106,54 @@ async def test_a_token_host_that_is_away(tmp_path: Path) -> None:
         assert await reader.read(-1) == b""
     writer.close()
     assert [(event.outcome, event.reason) for event in gate.events] == [("ERROR", "tokens.demo is away")]
+
+
+async def test_names_of_other_scripts() -> None:
+    """They are dialled as the client has written them: another form is no host name to anybody."""
+    gate = Gate(None)
+    async with gate.open("connect") as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"CONNECT xn--bcher-kva.demo:443 HTTP/1.1\r\n\r\n")
+        assert (await reader.read(-1)).startswith(b"HTTP/1.1 502 ")
+    writer.close()
+    assert gate.dialled == [("xn--bcher-kva.demo", 443, False)]
+
+
+async def test_no_descriptor_is_left() -> None:
+    """The client is told that there is no tunnel, and why."""
+    gate = Gate(OSError(errno.EMFILE, "Too many open files"))
+    async with gate.open("connect") as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"CONNECT files.demo:443 HTTP/1.1\r\n\r\n")
+        assert (await reader.read(-1)).startswith(b"HTTP/1.1 502 ")
+    writer.close()
+    assert [event.reason for event in gate.events] == ["files.demo cannot be dialled: Too many open files"]
+
+
+async def test_a_tunnel_of_which_nobody_takes_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has said all, and takes nothing, holds neither connection for longer than an idle one."""
+    monkeypatch.setattr(tunnel, "IDLE_SECONDS", 0.3)
+    cut = asyncio.Event()
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+        except OSError:
+            cut.set()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(flood, "127.0.0.1", 0)
+    async with server:
+        gate = Gate(server.sockets[0].getsockname())
+        async with gate.open("connect") as address:
+            with socket.create_connection(address) as client:
+                client.sendall(b"CONNECT files.demo:443 HTTP/1.1\r\n\r\n")
+                client.shutdown(socket.SHUT_WR)
+                await asyncio.wait_for(cut.wait(), 10)
+    assert [event.outcome for event in gate.events] == ["TUNNEL"]
 
 
 async def test_a_client_that_says_nothing() -> None:

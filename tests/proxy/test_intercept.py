@@ -229,6 +229,16 @@ def test_a_leaf_is_minted_anew_in_time(intercept: Intercept, clock: Clock) -> No
     assert len(intercept._minted) == 1
 
 
+def test_a_clock_that_was_ahead(intercept: Intercept, clock: Clock) -> None:
+    """A leaf that was made in what is the future now is not shown: no node would take it for days."""
+    clock.time += timedelta(days=30)
+    ahead = intercept.context("quay.io")
+    clock.time -= timedelta(days=30)
+    right = intercept.context("quay.io")
+    assert right is not ahead
+    assert intercept.context("quay.io") is right
+
+
 def test_clients_get_the_new_leaf(tmp_path: Path) -> None:
     """A connection after the renewal has a new certificate; one from before goes on."""
     start = datetime.now(UTC)

@@ -440,6 +440,16 @@ def test_many_at_once(scene: Scene, listener: str) -> None:
     assert failures == []
 
 
+def test_stray_bytes_in_the_log(scene: Scene, listener: str) -> None:
+    """What is no UTF-8 is told as such: half a surrogate in a line would have strict readers of JSON drop the line."""
+    with dial(scene.cache, listener) as wire:
+        wire.send(request("/v2/X/tags/list", "User-Agent: a\xffb", method="G\xffT", host=HUB))
+        assert wire.answer().status in (400, 405)
+    [line] = scene.cache.log.wait(1, user_agent="a\ufffdb", listener=listener)
+    assert line["method"] == "G\ufffdT"
+    assert "\\udc" not in scene.cache.log.text
+
+
 # --- where one listens -------------------------------------------------------------------------------------------
 
 

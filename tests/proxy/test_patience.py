@@ -1,6 +1,7 @@
 """Clients that keep us waiting are cut, each by the limit for what is waited for; who waits for us is not."""
 
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from mitm_cache.demo.image import MIB
 from mitm_cache.proxy.mode import Listeners
 from mitm_cache.proxy.patience import UPLOAD_PIECE, Limits
+from mitm_cache.proxy.serve import MAX_UNTAKEN
 from mitm_cache.upstream.client import Call
 from mitm_cache.upstream.passage import Passage
 from tests.hostile.cases.tls import hello
@@ -150,6 +152,61 @@ def test_an_upload_that_goes_on(doors: Doors) -> None:
             select.select([], [], [], LIMITS.upload / 8)
         assert time.monotonic() - began > LIMITS.upload
         assert wire.answer().status == 502  # there is no upstream, but it has been asked
+
+
+SHORT = 60_000
+"""Bytes of an answer that is written at once, with its head."""
+
+
+def test_short_answers_that_nobody_takes(tmp_path: Path) -> None:
+    """Hundreds of requests in one packet are answered as far as the answers are taken, and then not for long."""
+    doors = Doors(tmp_path / "data", listeners=_Quick, stall=LIMITS.idle)
+    with doors.opened():
+        ask = request(doors.put(bytes(SHORT)), host=HUB)
+        with dial(doors, "clear", name=HUB, receive_buffer=4096) as wire:
+            wire.send(ask * 400)
+            assert doors.log.wait(1)
+            assert _soon(lambda: doors.listeners.connections == 0)
+        # The kernel takes some megabytes. Another one may be under way, for which its client is gone.
+        assert doors.log.count(outcome="HIT") < 200
+
+
+def test_half_a_head_behind_answers_that_nobody_takes(tmp_path: Path) -> None:
+    """A client that is held back because it takes nothing is waited for no longer than another one."""
+    doors = Doors(tmp_path / "data", listeners=_Quick)
+    with doors.opened():
+        ask = request(doors.put(bytes(SHORT)), host=HUB)
+        with dial(doors, "clear", name=HUB, receive_buffer=4096) as wire:
+            asked = 0
+            while _untaken(doors) <= MAX_UNTAKEN:
+                wire.send(ask)
+                asked += 1
+                doors.log.wait(asked)
+            wire.send(b"GET")
+            assert _soon(lambda: doors.listeners.connections == 0)
+
+
+def test_who_leaves_its_answer_lying_is_counted(tmp_path: Path) -> None:
+    """A client that says no more and takes nothing is there until it is cut: the limits of the crowd hold."""
+    doors = Doors(tmp_path / "data", listeners=_Quick)
+    with doors.opened():
+        ask = request(doors.put(bytes(SHORT)), host=HUB)
+        with dial(doors, "clear", name=HUB, receive_buffer=4096) as wire:
+            asked = 0
+            while not _untaken(doors):
+                wire.send(ask)
+                asked += 1
+                doors.log.wait(asked)
+            [left] = doors.listeners._writers
+            connected = left.get_extra_info("socket")
+            wire.socket.shutdown(socket.SHUT_WR)
+            assert _soon(lambda: doors.listeners.connections == 0)
+            assert connected.fileno() == -1
+
+
+def _untaken(doors: Doors) -> int:
+    """Bytes that the one client has not taken."""
+    return sum(writer.transport.get_write_buffer_size() for writer in list(doors.listeners._writers))
 
 
 def _sends(wire: Raw) -> bool:

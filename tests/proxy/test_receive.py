@@ -137,6 +137,7 @@ def test_by_length(scene: Scene, listener: str, size: int) -> None:
             wire.send(put(body), body)
             answer = wire.answer()
             assert (answer.status, answer.body, answer.headers["x-cache"]) == (201, proof(body), "LOCAL")
+    assert [event["bytes_in"] for event in scene.doors.log.wait(2, method="PUT")] == [size, size]
     for kept in scene.keeper.intakes:
         assert kept.largest <= 320 * KIB
         assert kept.closed.wait(5)
@@ -154,6 +155,7 @@ def test_in_chunks(scene: Scene, listener: str, size: int, chunk: int) -> None:
             wire.send(chunks(body, chunk, extension=";a=b" * number), end)
             answer = wire.answer()
             assert (answer.status, answer.body) == (201, proof(body))
+    assert [event["bytes_in"] for event in scene.doors.log.wait(2, method="PATCH")] == [size, size]
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
@@ -241,6 +243,7 @@ def test_refused_by_its_head(scene: Scene, listener: str) -> None:
         assert (answer.status, answer.headers["connection"]) == (403, "close")
         assert wire.rest() == b""
     assert scene.keeper.intakes == []
+    assert [event["bytes_in"] for event in scene.doors.log.wait(2, outcome="REFUSED")] == [0, 0]
 
 
 def test_a_full_disk(scene: Scene, listener: str) -> None:
@@ -255,6 +258,8 @@ def test_a_full_disk(scene: Scene, listener: str) -> None:
         assert wire.rest() == b""
     assert scene.keeper.wait().closed.wait(5)
     assert not scene.keeper.wait().finished
+    [event] = scene.doors.log.wait(1, status=503)
+    assert MIB < event["bytes_in"] <= len(body)
 
 
 def test_a_mistake(scene: Scene) -> None:
@@ -276,7 +281,7 @@ def test_bad_framing(scene: Scene, listener: str, wrong: bytes, before: int) -> 
             wire.send(chunks(bytes(before), 1000))
             scene.keeper.wait().wait(before)
         wire.send(wrong, put(b"x"), b"x")
-        assert b"201" not in wire.rest()
+        assert b"HTTP/1.1 2" not in wire.rest()
     assert len(scene.keeper.intakes) <= 1
 
 
@@ -300,6 +305,7 @@ def test_a_client_that_leaves(scene: Scene, listener: str, how: str, framing: st
     assert (kept.size, kept.finished) == (MIB, False)
     [event] = scene.doors.log.wait(1, method="PUT" if framing == "length" else "PATCH", outcome="ERROR")
     assert "client" in event["reason"]
+    assert event["bytes_in"] == MIB
 
 
 def test_a_client_that_stalls(scene: Scene, listener: str) -> None:
@@ -312,6 +318,7 @@ def test_a_client_that_stalls(scene: Scene, listener: str) -> None:
         assert not kept.finished
     [event] = scene.doors.log.wait(1, method="PUT", outcome="ERROR")
     assert event["reason"] == "the client sent nothing for 2 s"
+    assert event["bytes_in"] == MIB
 
 
 def test_many_that_wait(scene: Scene) -> None:

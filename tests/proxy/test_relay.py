@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import select
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -398,6 +400,19 @@ def test_what_is_pushed_is_forgotten(scene: Scene, method: str, by: str) -> None
         assert client.get(f"/v2/team/app/manifests/{reference}", ANY).body == image.index.body
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_what_cannot_be_forgotten(scene: Scene, method: str) -> None:
+    """What a registry has taken it has taken, whatever our disk says: the client is told so."""
+    links = scene.cache.data / "links" / scene.cache.registry / f"team/{method.lower()}"
+    (links / "_tags").mkdir(parents=True)
+    (links / "_tags" / "1").write_bytes(b"")  # no folder
+    target = f"/v2/team/{method.lower()}/manifests/1"
+    scene.upstream.lie(target, faults.refuse(201), method=method, times=1)
+    with scene.cache.client() as client:
+        reply = client.ask(method, target, {}, b"{}")
+        assert (reply.status, reply.outcome) == (201, "RELAY")
+
+
 # --- WebSockets ----------------------------------------------------------------------------------------------------
 
 KEY = base64.b64encode(bytes(16)).decode()
@@ -437,6 +452,42 @@ def test_a_websocket(scene: Scene, listener: str, first: str) -> None:
     [event] = scene.cache.log.wait(request_id=fields["x-request-id"])
     assert (event["outcome"], event["status"], event["bytes_out"]) == ("RELAY", 101, 6 + MIB)
     assert "secret" not in scene.cache.log.text
+    assert_nobody_is_left(scene)
+
+
+def _sent(wire: Raw, size: int) -> int:
+    """How many mebibytes of so many are taken, as bytes."""
+    for taken in range(0, size, MIB):
+        try:
+            wire.send(bytes(MIB))
+        except TimeoutError:
+            return taken
+    return size
+
+
+def assert_nobody_is_left(scene: Scene) -> None:
+    """Each connection of a client that has ended is forgotten, and leaves its place to others."""
+    listeners = scene.cache.app._listeners
+    assert listeners is not None
+    deadline = time.monotonic() + 10
+    while listeners.connections or listeners.ways:
+        assert time.monotonic() < deadline, listeners.ways
+        select.select([], [], [], 0.02)
+
+
+def test_a_websocket_whose_server_takes_nothing(scene: Scene) -> None:
+    """It ends with its server, whatever the client had to wait with: nothing is left of it."""
+    with dial(scene.cache, "clear", name=NAME) as wire:
+        wire.send(request("/live", *SOCKET, host=NAME))
+        with scene.origin.accept() as talk:
+            talk.head()
+            talk.send(SWITCH)
+            assert wire.head()[0] == 101
+            wire.socket.settimeout(0.5)
+            assert _sent(wire, 256 * MIB) < 256 * MIB  # it is held back
+        assert scene.cache.log.wait(status=101)
+        wire.reset()
+    assert_nobody_is_left(scene)
 
 
 def test_a_websocket_that_is_not_given(scene: Scene) -> None:

@@ -26,7 +26,7 @@ from tests.fakes.big import Pattern, big_image
 from tests.fakes.faults import Fault
 from tests.fakes.registry import LyingUpstream, Witness
 from tests.lab.process import wait_until
-from tests.serving import Process, Reply, Threaded, in_thread, process
+from tests.serving import Process, Reply, Threaded, process
 
 NAME = "team/app"
 SIZE = 1 * MIB + 12345
@@ -44,19 +44,6 @@ def haste(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def image() -> Image:
     return big_image(SIZE)
-
-
-@pytest.fixture
-def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, image, "1")
-        yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
 
 
 @pytest.fixture
@@ -603,6 +590,38 @@ def test_schema_1_by_digest(cache: Threaded, upstream: LyingUpstream, image: Ima
         assert (reply.status, reply.outcome) == (200, "RELAY")
         assert b'"schemaVersion": 1' in reply.body
     assert cache.blobs() == set()
+
+
+@pytest.mark.parametrize("which", ["index", "manifest"])
+def test_a_manifest_without_a_length(cache: Threaded, upstream: LyingUpstream, image: Image, which: str) -> None:
+    """A registry that begins to send before it knows how much it will be: a manifest is small, and is waited for."""
+    manifest = image.index if which == "index" else next(iter(image.platforms.values()))
+    upstream.lie("manifest", faults.without("Content-Length"), method="GET")
+    target = f"/v2/{NAME}/manifests/{manifest.digest}"
+    for outcome in ("MISS", "HIT"):
+        reply = get(cache, target, {"Accept": "*/*"})
+        assert (reply.status, reply.body, reply.outcome) == (200, manifest.body, outcome)
+        assert reply.headers["Content-Type"] == manifest.media_type
+    assert cache.spool() == set()
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.wrong_bytes(), faults.cut_after(10), faults.body(b"")], ids=["wrong", "short", "empty"]
+)
+def test_a_wrong_manifest_without_a_length(
+    cache: Threaded, upstream: LyingUpstream, image: Image, fault: Fault
+) -> None:
+    """Its digest tells, and nothing of it is kept."""
+    upstream.lie("manifest", faults.without("Content-Length"), method="GET")
+    upstream.lie("manifest", fault, method="GET")
+    try:
+        status = get(cache, f"/v2/{NAME}/manifests/{image.index.digest}", {"Accept": "*/*"}).status
+    except (http.client.IncompleteRead, ConnectionError):
+        status = 0  # it was cut
+    assert status != 200
+    nothing_is_left(cache)
+    upstream.truth()
+    assert get(cache, f"/v2/{NAME}/manifests/{image.index.digest}", {"Accept": "*/*"}).body == image.index.body
 
 
 def test_a_manifest_without_its_digest(cache: Threaded, upstream: LyingUpstream, image: Image) -> None:

@@ -20,7 +20,7 @@ from tests.fakes import faults
 from tests.fakes.big import Pattern, big_image
 from tests.fakes.faults import Fault
 from tests.fakes.registry import LyingUpstream
-from tests.serving import Reply, Threaded, in_thread
+from tests.serving import Reply, Threaded
 
 NAME = "team/app"
 SIZE = 1 * MIB + 12345
@@ -40,12 +40,6 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
     with LyingUpstream(tmp_path) as upstream:
         upstream.registry.put(NAME, big_image(SIZE), "1")
         yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
 
 
 def get(cache: Threaded) -> Reply:
@@ -191,6 +185,31 @@ def test_it_is_given_up_in_the_end(cache: Threaded, upstream: LyingUpstream) -> 
     assert "closed the connection" in cache.log.wait(1)[0]["reason"]
 
 
+def test_what_came_before_an_outage_is_kept(cache: Threaded, upstream: LyingUpstream) -> None:
+    """Upstream has gone away for longer than a client is kept waiting: who asks later carries on from there."""
+    upstream.lie("object", only_the_beginning())
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        get(cache)
+    upstream.truth()
+    upstream.requests.clear()
+    assert get(cache).body == DATA
+    assert ranges(upstream) == [f"bytes={STEP + TRIES}-"]  # each try brought a byte
+    assert cache.spool() == set()
+
+
+def test_what_cannot_be_carried_on_is_not_kept_for_ever(cache: Threaded, upstream: LyingUpstream) -> None:
+    """Ranges do not work there: one more client finds that out, and the next one begins anew."""
+    upstream.lie("object", only_the_beginning())
+    for _ in range(2):
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            get(cache)
+    assert not [name for name in cache.spool() if name.endswith(".part")]
+    upstream.truth()
+    upstream.requests.clear()
+    assert get(cache).body == DATA
+    assert ranges(upstream) == [""]
+
+
 def only_the_beginning() -> Fault:
     beginning, nothing = faults.cut_after(STEP, "goodbye"), faults.cut_after(1, "goodbye")
     return lambda incoming, proceed: (nothing if "range" in incoming.headers else beginning)(incoming, proceed)
@@ -241,6 +260,8 @@ def test_retry_after() -> None:
     later = datetime.now(UTC) + timedelta(seconds=100)
     assert 90 < seconds_of(format_datetime(later, usegmt=True)) <= 100
     assert seconds_of("Mon, 01 Jan 2024 00:00:00 GMT") == 0
+    for far in ("Mon, 01 Jan 9999999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2030 00:00:00 +9999999999999999999999"):
+        assert seconds_of(far) == 0
 
 
 @given(st.text())
