@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitm_cache import config
-from mitm_cache.config import Config, Upstream, load
+from mitm_cache.config import Config, load
+from mitm_cache.config.registries import REGISTRY_KEYS, Upstream
 from mitm_cache.errors import ConfigError
 from mitm_cache.parsing import Endpoint, Limit
 from mitm_cache.registries import DOCKER_HUB, TABLE
@@ -92,7 +93,7 @@ def beside(key: str) -> dict[str, str]:
 
 def test_the_table_above_is_complete() -> None:
     """Every key there is stands in the table of these tests."""
-    assert set(KEYS) == set(config._KEYS)
+    assert set(KEYS) == set(config.KEYS)
 
 
 @every_key
@@ -220,7 +221,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 def test_every_key_can_be_wrong() -> None:
     """The table above holds every key, those of a registry too."""
-    assert set(WRONG) == {*KEYS, *(f'registries."q.io".{name}' for name in config._REGISTRY_KEYS)}
+    assert set(WRONG) == {*KEYS, *(f'registries."q.io".{name}' for name in REGISTRY_KEYS)}
 
 
 @pytest.mark.parametrize("key", WRONG)
@@ -313,7 +314,7 @@ anything = st.recursive(
 )
 
 
-@given(st.sampled_from([*KEYS, "registries", *config._SECTIONS]), st.one_of(texts, anything))
+@given(st.sampled_from([*KEYS, "registries", *config.SECTIONS]), st.one_of(texts, anything))
 @example("listen.tls", ":²")
 @example("listen.tls", f":{'9' * 5000}")
 @example("cache.max_size", "9" * 400)
@@ -327,7 +328,7 @@ def test_any_value(key: str, value: Any) -> None:
     _load_or_tell({key: value}, key)
 
 
-@given(st.one_of(st.just("q.io"), texts), st.sampled_from(config._REGISTRY_KEYS), st.one_of(texts, anything))
+@given(st.one_of(st.just("q.io"), texts), st.sampled_from(REGISTRY_KEYS), st.one_of(texts, anything))
 @example("q.io", "url", "https://[")
 @example("q.io", "url", "https://\u2100.example")
 @example("q.io", "aliases", "::1")

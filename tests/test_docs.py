@@ -12,6 +12,7 @@ import pytest
 from mitm_cache import config, parsing, policy
 from mitm_cache.cli import main
 from mitm_cache.config import load
+from mitm_cache.config.registries import REGISTRY_KEYS
 
 ROOT = Path(__file__).parents[1]
 SYNC_KEYS = {f"sync.{name}" for name in parsing.SYNC_KEYS}
@@ -40,8 +41,8 @@ def keys(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def test_every_key_is_documented() -> None:
     """The example in the documentation holds every key, those of a registry and of a policy too, and no other."""
     documented = {re.sub(r"^registries\..*\.(\w+)$", r"registries.*.\1", key) for key in keys(tomllib.loads(block()))}
-    registry_keys = {f"registries.*.{name}" for name in config._REGISTRY_KEYS}
-    assert documented == {*config._KEYS, *registry_keys, *(f"policy.{name}" for name in policy.KEYS), *SYNC_KEYS}
+    registry_keys = {f"registries.*.{name}" for name in REGISTRY_KEYS}
+    assert documented == {*config.KEYS, *registry_keys, *(f"policy.{name}" for name in policy.KEYS), *SYNC_KEYS}
 
 
 def test_every_key_is_explained() -> None:

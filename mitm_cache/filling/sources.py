@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mitm_cache.config import Config, Upstream
+from mitm_cache.config import Config
+from mitm_cache.config.registries import Upstream
 from mitm_cache.errors import ConfigError, StoreError, UpstreamError
 from mitm_cache.filling.listed import Listed, Source
 from mitm_cache.oci.digest import Digest

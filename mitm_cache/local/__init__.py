@@ -256,7 +256,7 @@ class LocalRegistry:
             link = self._store.held(repository, operation.digest)
             if link is None:
                 raise _no_blob(repository, operation.digest)
-            await self._threads.run(lambda: self._check_tags(request, repository, link.digest))
+            await self._threads.look(lambda: self._check_tags(request, repository, link.digest))
             await self._threads.run(lambda: self._store.delete(repository, link))
         elif isinstance(reference := operation.reference, Tag):
             if self._store.tagged(repository, reference) is None:
@@ -266,7 +266,7 @@ class LocalRegistry:
             manifest = self._store.manifest(repository, reference)
             if manifest is None:
                 raise _unknown(repository, reference)
-            await self._threads.run(lambda: self._check_tags(request, repository, reference))
+            await self._threads.look(lambda: self._check_tags(request, repository, reference))
             await self._threads.run(lambda: self._store.delete(repository, manifest))
         return small(HTTPStatus.ACCEPTED, [API_VERSION], b"", request, outcome="LOCAL", reason="deleted")
 

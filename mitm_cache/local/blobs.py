@@ -60,7 +60,7 @@ class BlobPushes:
     async def state(self, request: Request, repository: Repository) -> Response:
         """GET: how much there is."""
         name = upload_in(request)
-        size = await self._threads.run(lambda: self._uploads.size(repository, name))
+        size = await self._threads.look(lambda: self._uploads.size(repository, name))
         return self._state(request, repository, name, size, HTTPStatus.NO_CONTENT)
 
     async def carry_on(self, request: Request, repository: Repository) -> Response | Intake:

@@ -60,12 +60,12 @@ class Elsewhere:
 
     async def link(self, request: Request, repository: Repository, digest: Digest) -> bool:
         """Whether a repository holds a content now, from elsewhere or as it did. Raises StoreError."""
-        if await self._threads.run(lambda: self._store.held(repository, digest)) is not None:
+        if await self._threads.look(lambda: self._store.held(repository, digest)) is not None:
             await self._threads.run(lambda: self._store.renew(repository, digest))
             return True
         if not self._store.blobs.has(digest):
             return False
-        found = await self._threads.run(lambda: list(self._holders(digest)))
+        found = await self._threads.look(lambda: list(self._holders(digest)))
         allowed = [holder for holder in found if self._may_read(request, holder, digest)]
         if not allowed:
             return False

@@ -31,8 +31,8 @@ class Lists:
     async def tags(self, request: Request, repository: Repository) -> Response:
         """The tags of one repository."""
         page = Page.of(request.target)
-        names = await self._threads.run(lambda: self._store.links.tags(LOCAL, repository))
-        if not names and not await self._threads.run(lambda: self._store.is_there(repository)):
+        names = await self._threads.look(lambda: self._store.links.tags(LOCAL, repository))
+        if not names and not await self._threads.look(lambda: self._store.is_there(repository)):
             raise ClientError(f"there is no repository {LOCAL}/{repository}", status=404, code="NAME_UNKNOWN")
         path = f"{request.given}{repository}"
         return _answer(request, f"{path}/tags/list", {"name": path}, "tags", page, names)
@@ -40,7 +40,7 @@ class Lists:
     async def catalog(self, request: Request) -> Response:
         """The repositories that this client may see."""
         page = Page.of(request.target)
-        found = await self._threads.run(self._store.repositories)
+        found = await self._threads.look(self._store.repositories)
         names = [str(repository) for repository in found if self._rights.may_see(request, repository)]
         return _answer(request, f"{request.given}_catalog", {}, "repositories", page, names)
 
@@ -50,7 +50,7 @@ class Lists:
         asked = fields(request)
         wanted = asked.get("artifactType", "")
         last = Digest.parse(asked["last"]) if "last" in asked else None
-        found, more, body = await self._threads.run(lambda: self._page(repository, subject, wanted, last))
+        found, more, body = await self._threads.look(lambda: self._page(repository, subject, wanted, last))
         headers = [API_VERSION, ("Content-Type", OCI_INDEX)]
         if wanted:
             headers.append(("OCI-Filters-Applied", "artifactType"))

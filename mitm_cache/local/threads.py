@@ -1,4 +1,5 @@
-"""Threads of the local registry: its disk work waits neither for pulls nor for hashes of what is large."""
+"""Threads of the local registry: its disk work waits neither for pulls nor for hashes of what is large, and who only
+looks waits for nobody who changes anything."""
 
 import asyncio
 import threading
@@ -6,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+LOOKS = 8
 CHORES = 16
 PROOFS = 4
 
@@ -20,13 +22,18 @@ class Threads:
     """Asked in the event loop."""
 
     def __init__(self) -> None:
+        self._looks = ThreadPoolExecutor(LOOKS, thread_name_prefix="local-look")
         self._chores = ThreadPoolExecutor(CHORES, thread_name_prefix="local")
         self._proofs = ThreadPoolExecutor(PROOFS, thread_name_prefix="local-proof")
         self.reading = threading.Lock()
         """Held while a manifest is parsed: 4 MiB of it may be a hundred in memory."""
 
+    async def look[T](self, work: Callable[[], T]) -> T:
+        """Do something that only reads, and waits for no lock; in no case go on before it has ended."""
+        return await _end(asyncio.get_running_loop().run_in_executor(self._looks, work))
+
     async def run[T](self, work: Callable[[], T]) -> T:
-        """Do something that blocks on the disk; in no case go on before it has ended."""
+        """The same of something that changes what is there: it may wait for locks, and for room."""
         return await _end(asyncio.get_running_loop().run_in_executor(self._chores, work))
 
     async def prove[T](self, work: Callable[[], T]) -> T:
@@ -44,6 +51,7 @@ class Threads:
 
     def close(self) -> None:
         """Wait for all of them."""
+        self._looks.shutdown()
         self._chores.shutdown()
         self._proofs.shutdown()
 

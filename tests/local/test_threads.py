@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mitm_cache.errors import StoreError
-from mitm_cache.local.threads import Threads
+from mitm_cache.local.threads import CHORES, Threads
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -45,4 +45,16 @@ async def test_a_failure_is_raised() -> None:
 
     with pytest.raises(StoreError, match="full"):
         await threads.prove(fail)
+    threads.close()
+
+
+async def test_who_looks_waits_for_nobody() -> None:
+    """Pushes that wait for room, however many, do not keep anybody from reading a list."""
+    threads, may_end = Threads(), threading.Event()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2 * CHORES):
+            group.create_task(threads.run(lambda: may_end.wait(20)))
+        async with asyncio.timeout(10):
+            assert await threads.look(lambda: "a list") == "a list"
+        may_end.set()
     threads.close()

@@ -4,19 +4,19 @@ Every key is described in `docs/configuration.md`. An error names the key, the v
 """
 
 import os
-import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from mitm_cache import parsing
+from mitm_cache.config.reader import Reader
+from mitm_cache.config.registries import Local, Upstream, read_local, read_registries
 from mitm_cache.errors import ConfigError
-from mitm_cache.parsing import CredentialRule, Endpoint, Limit, Network, Rights, SyncRule
+from mitm_cache.parsing import Endpoint, Limit, Network, SyncRule
 from mitm_cache.policy import Rule, read_rules
-from mitm_cache.registries import LOCAL, LOCALHOST, TABLE, Known, Registry
+from mitm_cache.registries import LOCALHOST, Known
 from mitm_cache.wire.proxies import Bypass, Proxy
 
 SYSTEM_FILE = Path("/etc/mitm-cache/config.toml")
@@ -33,36 +33,6 @@ PORTS = {
 """The ports of each listener: the one clients expect, and the one taken where low ports are not allowed."""
 HOSTS = {"admin": "127.0.0.1"}
 """Where a listener listens unless it is told; the others do on every address."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """How one registry is reached, where the table does not say it all."""
-
-    url: str = ""
-    resolve: tuple[str, ...] = ()
-    ca_file: Path | None = None
-    proxy: Proxy | str = ""
-    client_cert: Path | None = None
-    insecure: bool = False
-    rights: Rights = Rights.CLIENT
-    credentials: tuple[CredentialRule, ...] = ()
-    offline: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Local:
-    """The registry for images of one's own; without `names` there is none.
-
-    `daemon`: the socket of a Docker daemon that is asked for images, "" for none; `cert` and `key`: PEM files for its
-    names in place of a leaf of the CA.
-    """
-
-    names: tuple[str, ...] = ()
-    max_size: Limit = field(default_factory=lambda: Limit(share=0.15))
-    daemon: str = ""
-    cert: Path | None = None
-    key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +66,7 @@ class Config:
     offline: bool = False
     users_file: Path | None = None
     sync: tuple[SyncRule, ...] = ()
-    local: Local = Local()
+    local: Local = field(default_factory=Local)
 
     def is_offline(self, registry: str) -> bool:
         """Whether a registry is not to be asked for anything."""
@@ -156,7 +126,7 @@ def _read(file: Path | None) -> dict[str, Any]:
 
 
 def _overlay_environment(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for key in _KEYS:
+    for key in KEYS:
         value = environ.get(ENVIRONMENT + key.replace(".", "_").upper())
         if value is not None:
             _put(tree, key, value)
@@ -170,39 +140,12 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     table[name] = value
 
 
-class _Reader:
-    """Takes keys out of one table; what is left over at the end is a mistake."""
-
-    def __init__(self, table: Any, prefix: str) -> None:
-        if not isinstance(table, dict):
-            raise ConfigError(f"{prefix.rstrip('.')} is a table of keys, not {table!r}")
-        self._table = dict(table)
-        self._prefix = prefix
-
-    def take[T, D](self, name: str, parse: Callable[[str, Any], T], default: D) -> T | D:
-        if name not in self._table:
-            return default
-        return parse(self._prefix + name, self._table.pop(name))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._table
-
-    def copy(self) -> dict[str, Any]:
-        """What has not been taken, as it was written."""
-        return dict(self._table)
-
-    def finish(self, allowed: str) -> None:
-        if self._table:
-            name = next(iter(self._table))
-            raise ConfigError(f"{self._prefix}{name} is not a key of this version; allowed here: {allowed}")
-
-
 def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
-    top = _Reader(tree, "")
-    section = {name: _Reader(top.take(name, parsing.table, {}), f"{name}.") for name in _SECTIONS}
+    top = Reader(tree, "")
+    section = {name: Reader(top.take(name, parsing.table, {}), f"{name}.") for name in SECTIONS}
     data_dir = top.take("data_dir", parsing.path, default_data_dir(environ))
-    local = _local(section["local"])
-    known, upstreams = _registries(top.take("registries", parsing.table, {}), local)
+    local = read_local(section["local"])
+    known, upstreams = read_registries(top.take("registries", parsing.table, {}), local)
     listen = {name: section["listen"].take(name, parsing.endpoints, None) for name in LISTENERS}
     config = Config(
         data_dir=data_dir,
@@ -236,13 +179,13 @@ def _build(tree: dict[str, Any], environ: Mapping[str, str]) -> Config:
         if taken in local.names:
             raise ConfigError(f"local.names: {taken!r} is the cache's own, by names; take another, or one with a port")
         raise ConfigError(f"names: {taken!r} is a registry; the cache's own names are others")
-    top.finish(", ".join((*_TOP_KEYS, *_SECTIONS, "registries", "policy", "sync")))
+    top.finish(", ".join((*_TOP_KEYS, *SECTIONS, "registries", "policy", "sync")))
     for name, reader in section.items():
-        reader.finish(", ".join(key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}.")))
+        reader.finish(", ".join(key.removeprefix(f"{name}.") for key in KEYS if key.startswith(f"{name}.")))
     return config
 
 
-def _default_proxy(reader: _Reader, environ: Mapping[str, str]) -> Proxy | None:
+def _default_proxy(reader: Reader, environ: Mapping[str, str]) -> Proxy | None:
     """`upstream.proxy`, else what the environment says to every program: there a bare HOST:PORT is common."""
     if "proxy" in reader:
         return reader.take("proxy", parsing.proxy, None)
@@ -250,7 +193,7 @@ def _default_proxy(reader: _Reader, environ: Mapping[str, str]) -> Proxy | None:
     return parsing.proxy(name, value if "://" in value or not value else f"http://{value}")
 
 
-def _default_bypass(reader: _Reader, environ: Mapping[str, str]) -> Bypass:
+def _default_bypass(reader: Reader, environ: Mapping[str, str]) -> Bypass:
     if "no_proxy" in reader:
         return reader.take("no_proxy", parsing.bypass, Bypass())
     return parsing.bypass(*_first(environ, "NO_PROXY", "no_proxy"))
@@ -261,7 +204,7 @@ def _first(environ: Mapping[str, str], *names: str) -> tuple[str, str]:
 
 
 _TOP_KEYS = ("data_dir", "names")
-_KEYS = (
+KEYS = (
     *_TOP_KEYS,
     *(f"listen.{name}" for name in LISTENERS),
     "clients.allow",
@@ -288,112 +231,5 @@ _KEYS = (
     "local.cert",
     "local.key",
 )
-_DAEMON = re.compile(r"unix:///[!-~]+|tcp://[A-Za-z0-9.-]+:[0-9]{1,5}")
-_SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS if "." in key))
-_REGISTRY_KEYS = (
-    "url",
-    "aliases",
-    "prefix",
-    "auth_hosts",
-    "resolve",
-    "ca_file",
-    "proxy",
-    "client_cert",
-    "insecure",
-    "rights",
-    "credentials",
-    "offline",
-)
-
-
-def _local(reader: _Reader) -> Local:
-    written, default = reader.copy(), Local()
-    local = Local(
-        names=reader.take("names", _local_names, ()),
-        max_size=reader.take("max_size", parsing.limit, default.max_size),
-        daemon=reader.take("daemon", _daemon, ""),
-        cert=reader.take("cert", parsing.file, None),
-        key=reader.take("key", parsing.file, None),
-    )
-    if (local.cert is None) != (local.key is None):
-        there, missing = ("cert", "key") if local.key is None else ("key", "cert")
-        raise ConfigError(f"local.{missing} is missing: local.{there} is one half of a certificate and its key")
-    idle = [name for name in ("max_size", "daemon", "cert", "key") if getattr(local, name) != getattr(default, name)]
-    if idle and not local.names:
-        need = "the registry for images of one's own, which local.names makes: set that too, such as 'localhost:5000'"
-        raise ConfigError(f"local.{idle[0]}: {written[idle[0]]!r} does nothing without {need}")
-    return local
-
-
-def _local_names(key: str, value: Any) -> tuple[str, ...]:
-    """Hosts, with a port or without, and at most one path prefix, which ends in a slash."""
-    found = parsing.texts(key, value)
-    paths = [text for text in found if "/" in text]
-    if len(paths) > 1:
-        raise ConfigError(f"{key}: {paths[1]!r} is a second path prefix; one is allowed, and any number of hosts")
-    for text in found:
-        if text not in paths:
-            parsing.host(key, text.lower())
-        elif text.count("/") > 1 or not text.endswith("/") or not parsing.prefix(key, text[:-1]):
-            raise ConfigError(f"{key}: {text!r} is neither a host, as 'localhost:5000', nor a path prefix, as 'mine/'")
-    return tuple(dict.fromkeys(text.lower() for text in found))
-
-
-def _daemon(key: str, value: Any) -> str:
-    if value == "" or (isinstance(value, str) and _DAEMON.fullmatch(value)):
-        return str(value)
-    raise ConfigError(f"{key}: {value!r} is not unix:///PATH, such as unix:///var/run/docker.sock, nor tcp://HOST:PORT")
-
-
-def _registries(tables: dict[str, Any], local: Local) -> tuple[Known, dict[str, Upstream]]:
-    registries = {registry.name: registry for registry in TABLE}
-    if local.names:
-        host, *aliases = [name for name in local.names if "/" not in name] or [LOCAL]
-        prefix = "".join(name.rstrip("/") for name in local.names if "/" in name)
-        registries[LOCAL] = Registry(LOCAL, host, tuple(aliases), prefix=prefix)
-    upstreams = {}
-    for name, table in tables.items():
-        key = f"registries.{name}"
-        parsing.host(key, name)
-        if name == LOCAL or name in local.names:
-            raise ConfigError(f"{key}: {name} is the registry for images of one's own; [local] is about it")
-        base = next((known for known in TABLE if name in known.names), Registry(name, name))
-        if base.name in upstreams:
-            raise ConfigError(f"{key}: {base.name} is set already; keep what belongs to one registry in one table")
-        reader = _Reader(table, f"{key}.")
-        registries[base.name] = Registry(
-            base.name,
-            base.host,
-            tuple(dict.fromkeys((*base.aliases, *reader.take("aliases", parsing.hosts, ())))),
-            tuple(dict.fromkeys((*base.auth_hosts, *reader.take("auth_hosts", parsing.hosts, ())))),
-            reader.take("prefix", parsing.prefix, base.prefix),
-        )
-        upstreams[base.name] = Upstream(
-            url=reader.take("url", parsing.url, ""),
-            resolve=reader.take("resolve", parsing.addresses, ()),
-            ca_file=reader.take("ca_file", parsing.file, None),
-            proxy=reader.take("proxy", parsing.registry_proxy, ""),
-            client_cert=reader.take("client_cert", parsing.file, None),
-            insecure=reader.take("insecure", parsing.boolean, False),
-            rights=reader.take("rights", parsing.rights, Rights.CLIENT),
-            credentials=reader.take("credentials", parsing.credentials, ()),
-            offline=reader.take("offline", parsing.boolean, False),
-        )
-        if upstreams[base.name].rights is Rights.SHARED and not upstreams[base.name].credentials:
-            raise ConfigError(f'{key}.rights: "shared" shares the credential of {key}.credentials, and there is none')
-        reader.finish(", ".join(_REGISTRY_KEYS))
-    _refuse_shared_names(local, registries.values())
-    return Known(registries.values()), upstreams
-
-
-def _refuse_shared_names(local: Local, registries: Collection[Registry]) -> None:
-    for host, other in product(local.names, registries):
-        if not other.is_local and other.has(host):
-            free = "take one that is nobody's, such as 'registry.corp.example', 'localhost:5000' or 'mine/'"
-            raise ConfigError(f"local.names: {host!r} belongs to the registry {other.name}; {free}")
-    owners: dict[str, str] = {}
-    for registry in registries:
-        key = "local.names" if registry.is_local else f"registries.{registry.name}"
-        for host in (*registry.names, *([registry.prefix] if registry.prefix else [])):
-            if owners.setdefault(host, registry.name) != registry.name:
-                raise ConfigError(f"{key}: {host} already means the registry {owners[host]}; take another name")
+"""Every key that stands for itself; those of tables that are named, or of which there may be many, are elsewhere."""
+SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS if "." in key))
