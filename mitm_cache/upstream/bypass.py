@@ -81,7 +81,10 @@ class Bypass:
         _, size = self._part.stat()
         at = 0
         while at < size:
-            chunk = self._part.read(at, CHUNK)
+            try:
+                chunk = self._part.read(at, CHUNK)
+            except StoreError:
+                break  # what the disk does not give back either is fetched
             self._fetching.inherit(self._known, chunk)
             at += len(chunk)
             self.take(chunk)
