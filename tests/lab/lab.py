@@ -1,5 +1,6 @@
 """The lab as a whole: `with lab() as it:` gives registries with images, a cache host and a node."""
 
+import secrets
 import shutil
 import sys
 import tempfile
@@ -118,7 +119,9 @@ class Lab:
 def lab() -> Iterator[Lab]:
     """The whole lab; nothing of it is left afterwards, neither process nor file nor mount."""
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="lab-"))
+        # Hexadecimal: podman makes a reference of the path, and `lab-_x`, which mkdtemp may choose, is none.
+        folder = Path(tempfile.gettempdir()) / f"lab-{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         (folder / "log").mkdir()
         net = stack.enter_context(network.network(folder / "log", registries.HOST_COUNT))
