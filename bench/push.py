@@ -11,10 +11,11 @@ from statistics import median
 
 from bench.meter import measured
 from bench.peers.caches import issue
-from bench.peers.programs import LOOPBACK, Missing, find, free_port, running
+from bench.peers.programs import LOOPBACK, Missing, find, running
 from mitm_cache.demo.image import MIB
 from tests.fakes.big import Pattern
 from tests.fakes.registry import LyingUpstream
+from tests.ports import free_port
 from tests.serving import process
 
 NAME = "registry.local"

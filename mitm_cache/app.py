@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TextIO
 
 from mitm_cache.admin.facts import Facts
+from mitm_cache.admin.health import DEAF, OK
 from mitm_cache.admin.metrics import Numbers
 from mitm_cache.admin.pages import Pages
 from mitm_cache.admin.report import Report
@@ -102,7 +103,7 @@ class App:
             self._listeners = listeners
             welcome = Current(
                 lambda: PublicFacts.of(self.config, self.custody, self.bound.addresses(), own_address()),
-                ready=lambda: listeners.accepting() and not self._stopping.is_set(),
+                ready=self._accepting,
                 version=lambda: self.custody.export("pem"),
             )
             door = Door(
@@ -144,7 +145,7 @@ class App:
                 http=lambda context: DeliveryLayer(context, door, core.relay),
                 front=front,
             )
-            pages = Pages(self._facts(core, listeners, door), self.numbers)
+            pages = Pages(self._facts(core, door), self.numbers)
             stack.callback(pages.close)
             admin = Server(self.bound.for_admin, pages.by_path, admits=clients.admits)
             await stack.enter_async_context(admin)
@@ -153,7 +154,7 @@ class App:
             tasks.start(_call_when(listeners.started, ready))
             tasks.start(self._flush_regularly())
             tasks.start(self.custody.attend())
-            tasks.start(Schedule(self.config, self.layout).run())
+            tasks.attempt(Schedule(self.config, self.layout).run())
             if self._stopping.is_set():
                 return
             await engine.run()
@@ -182,17 +183,20 @@ class App:
     def report(self) -> Report:
         """How this process is, for who keeps account of several."""
         return Report(
-            accepting=self._listeners is not None and self._listeners.accepting() and not self._stopping.is_set(),
+            accepting=self._accepting(),
             in_flight=self._in_flight(),
             numbers=self.numbers.counts(),
         )
+
+    def _accepting(self) -> bool:
+        return self._listeners is not None and self._listeners.accepting() and not self._stopping.is_set()
 
     def close(self) -> None:
         """Let go of the listeners of an app that never ran."""
         for _, bound in self.bound.sockets:
             bound.close()
 
-    def _facts(self, core: Core, listeners: Listeners, door: Door) -> Facts:
+    def _facts(self, core: Core, door: Door) -> Facts:
         return Facts(
             version=version("mitm-cache"),
             started=self._made,
@@ -202,7 +206,7 @@ class App:
             ca=self.custody.describe,
             limit=core.limit,
             in_flight=door.in_flight,
-            accepting=lambda: listeners.accepting() and not self._stopping.is_set(),
+            listeners=lambda: OK if self._accepting() else DEAF,
             clock=_now,
         )
 

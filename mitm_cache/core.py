@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 
+from mitm_cache.cache.disk import Disk
 from mitm_cache.cache.evict import Sweeper, Swept
-from mitm_cache.cache.index import Index
+from mitm_cache.cache.index import Index, open_index
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.proof import Proofs
 from mitm_cache.cache.quarantine import Quarantine
@@ -75,13 +76,12 @@ class Core:
         Raises MitmCacheError.
         """
         self._config = config
-        self._layout = layout
         self._journal = journal
         self._stopping = stopping or threading.Event()
-        self._disk = _disk_size(layout)
+        self._disk = Disk(layout.root)
         self.via = f"mitm-cache-{layout.identity}"
         with ExitStack() as stack:
-            index = Index(layout.index)
+            index = open_index(layout.index)
             stack.callback(index.close)
             credentials = credentials or open_credentials(config, os.environ)
             verdicts = Verdicts(index, modes=Modes(config, credentials.name))
@@ -141,7 +141,7 @@ class Core:
                     users=config.users_file is not None,
                     proofs=proofs,
                     room=self._room,
-                    limit=lambda: config.local.max_size.of(self._size()),
+                    limit=lambda: config.local.max_size.of(self._disk.size()),
                     tokens=tokens,
                     demand=_demand(config, layout, Store(layout, known.blobs), index, start),
                 )
@@ -187,15 +187,7 @@ class Core:
 
     def limit(self) -> int:
         """The bytes that all blobs together may have, but for those of the local registry."""
-        return self._config.max_size.of(self._size())
-
-    def _size(self) -> int:
-        """Bytes of the file system."""
-        try:
-            self._disk = _disk_size(self._layout)
-        except OSError:
-            pass  # the directory is gone for now; its file system is as large as it was
-        return self._disk
+        return self._config.max_size.of(self._disk.size())
 
 
 class Answers:
@@ -228,11 +220,6 @@ def _demand(config: Config, layout: Layout, store: Store, index: Index, start: S
         index=index,
         start=start,
     )
-
-
-def _disk_size(layout: Layout) -> int:
-    status = os.statvfs(layout.root)
-    return status.f_frsize * status.f_blocks
 
 
 class _Arrived:

@@ -14,8 +14,6 @@ from mitm_cache.config import HOSTS, LISTENERS, PORTS, Config
 from mitm_cache.errors import ConfigError
 from mitm_cache.parsing import Endpoint
 
-BACKLOG = 1024
-
 FIRST_INHERITED = 3
 """The first descriptor that a service manager hands over (sd_listen_fds(3))."""
 
@@ -205,7 +203,7 @@ def _name(bound: socket.socket) -> tuple[str, int]:
 def inherit(environ: Mapping[str, str], pid: int, listeners: Sequence[str]) -> list[tuple[str, socket.socket]]:
     """The sockets that a service manager has bound for this process, each under its `FileDescriptorName=`.
 
-    Raises ConfigError where a name is no listener's.
+    Raises ConfigError where a name is no listener's, or a socket is not TCP's.
     """
     if environ.get("LISTEN_PID") != str(pid):
         return []
@@ -218,6 +216,8 @@ def inherit(environ: Mapping[str, str], pid: int, listeners: Sequence[str]) -> l
                 f"a socket was handed over as {name!r}; FileDescriptorName= is one of {', '.join(listeners)}"
             )
         given = socket.socket(fileno=FIRST_INHERITED + offset)
+        if given.family not in (socket.AF_INET, socket.AF_INET6) or given.type != socket.SOCK_STREAM:
+            raise ConfigError(f"the socket handed over as {name!r} is not TCP's: ListenStream= is a port or an address")
         given.set_inheritable(False)
         found.append((name, given))
     return found

@@ -145,8 +145,8 @@ class Verdicts:
         return True
 
     def _remember(self, key: str, until: float) -> None:
+        self._kept.pop(key, None)  # to its end; other threads may be here too
         self._kept[key] = until
-        self._kept.move_to_end(key)
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
 

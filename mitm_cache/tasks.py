@@ -19,6 +19,15 @@ def in_pool[T](pool: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
         raise StoreError(f"nothing can be done beside the requests: {error}") from error
 
 
+def stop_accepting(server: asyncio.Server) -> None:
+    """Close a server; who is connected stays. asyncio alone would lose connections that it has accepted a moment ago:
+    nobody would be told of them, and their clients wait."""
+    loop = asyncio.get_running_loop()
+    for bound in server.sockets:
+        loop.remove_reader(bound.fileno())
+    loop.call_soon(server.close)  # what is under way has come before
+
+
 class Attempts:
     """Tasks for some of what is under way: a mistake in one is logged, and is nobody else's end."""
 

@@ -12,10 +12,17 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-from tests.pulling import cache, client, upstream  # noqa: F401 - fixtures, for every module that has none of its own
+from tests.clock import clock  # noqa: F401 - a fixture, for every module that has none of its own
+from tests.pulling import cache, client, image, newer, upstream  # noqa: F401 - as well
 
-# A loaded machine is no failure of what is tested.
-hypothesis.settings.register_profile("project", deadline=None)
+# A loaded machine is no failure of what is tested. Where a change is judged, it is by the same examples each time: what
+# is drawn anew is for developers, who can look into what it finds.
+hypothesis.settings.register_profile(
+    "project",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ or os.environ.get("MITM_CACHE_TEST_REQUIRE_ALL") == "1",
+)
 hypothesis.settings.load_profile("project")
 
 # A shell has what it starts in the background ignore Ctrl-C, and programs that tests start and interrupt inherit that.

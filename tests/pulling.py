@@ -1,7 +1,7 @@
 """The set-up of most tests of pulls: a registry with one image, the product in front of it, and a client of that.
 
-`tests/conftest.py` gives it to all modules. Each says what its `image` is, which `upstream` has as `team/app:1`, and
-may put fixtures of its own in place of any of these.
+`tests/conftest.py` gives it to all modules. `upstream` has the `image` as `team/app:1`. Each module may put fixtures of
+its own in place of any of these.
 """
 
 from collections.abc import Iterator
@@ -9,11 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from mitm_cache.demo.image import Image
+from mitm_cache.demo.image import KIB, Image, generate
 from tests.fakes.registry import LyingUpstream
 from tests.serving import Client, Threaded, in_thread
 
 NAME = "team/app"
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """A small one, for one platform."""
+    return generate(sizes=[3 * KIB], platforms=["linux/amd64"])
+
+
+@pytest.fixture(scope="session")
+def newer() -> Image:
+    """What a tag may move to."""
+    return generate(sizes=[3 * KIB], platforms=["linux/amd64"], seed="newer")
 
 
 @pytest.fixture

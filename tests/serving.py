@@ -39,7 +39,7 @@ type Line = Mapping[str, Any]
 
 _BANNER = re.compile(r"(\w+)\s+(\S+):(\d+)\s")
 _NUMBERS = count(1)
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 
 
 class Log(io.StringIO):

@@ -18,7 +18,7 @@ PACKAGE = "mitm_cache"
 
 # A room imports itself and rooms with a lower number.
 LEVELS = {
-    "errors": 0, "registries": 0, "oci": 0, "wire": 0,
+    "errors": 0, "registries": 0, "units": 0, "oci": 0, "wire": 0,
     "config": 1, "parsing": 1, "policy": 1, "users": 1, "journal": 1, "tasks": 1, "ca": 1, "cache": 1,
     "upstream": 2, "rights": 2, "node": 2, "exchange": 2,
     "answers": 3, "pull_through": 3, "local": 3, "relay": 3, "welcome": 3,
@@ -72,6 +72,7 @@ HOMES = {
 PURE = {
     "errors",
     "registries",
+    "units",
     "oci",
     "wire",
     "cache.entry",

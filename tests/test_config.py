@@ -155,15 +155,24 @@ def test_frozen(empty: Path) -> None:
         load(file=empty, environ={}).allow_http = True  # type: ignore[misc]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root keeps data in /var/lib")
-@pytest.mark.may_skip("the rule is about users who are not root")
 @pytest.mark.parametrize(
     ("environ", "folder"),
     [({"XDG_DATA_HOME": "/x", "HOME": "/h"}, "/x/mitm-cache"), ({"HOME": "/h"}, "/h/.local/share/mitm-cache")],
 )
-def test_data_dir_of_users(environ: dict[str, str], folder: str) -> None:
-    """Who is not root has the XDG data directory."""
-    assert config.default_data_dir(environ) == Path(folder)
+def test_data_dir_of_users(tmp_path: Path, environ: dict[str, str], folder: str) -> None:
+    """Who is not root has the XDG data directory, whether the system's is there or not."""
+    other = os.geteuid() + 1
+    assert config.default_data_dir(environ, tmp_path, other) == Path(folder)
+    assert config.default_data_dir(environ, tmp_path / "none", other) == Path(folder)
+
+
+def test_data_dir_of_the_service(tmp_path: Path) -> None:
+    """The service's user has the service's data directory, so that its commands are about that one; so has root."""
+    me = os.geteuid()
+    assert config.default_data_dir({"HOME": "/h"}, tmp_path, me) == tmp_path
+    assert config.default_data_dir({"HOME": "/h"}, tmp_path / "none", 0) == tmp_path / "none"
+    if me:
+        assert config.default_data_dir({"XDG_DATA_HOME": "/x"}, tmp_path, me) == Path("/x/mitm-cache")
 
 
 def test_other_variables_are_ignored(empty: Path) -> None:
@@ -294,6 +303,20 @@ def test_system_file() -> None:
     assert str(config.SYSTEM_FILE) == "/etc/mitm-cache/config.toml"
     if not config.SYSTEM_FILE.exists():
         assert load(environ={}, flags={"data_dir": "/x"}).data_dir == Path("/x")
+
+
+def test_a_system_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its folder holds credentials: it is not taken for one that is not there."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    monkeypatch.setattr(config, "SYSTEM_FILE", folder / "config.toml")
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read everything
+    try:
+        with pytest.raises(ConfigError, match=r"configuration .*config\.toml cannot be read: Permission denied"):
+            load(environ={})
+    finally:
+        os.seteuid(user)
 
 
 def test_missing_file(tmp_path: Path) -> None:

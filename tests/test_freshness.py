@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mitm_cache.demo.image import INDEX, KIB, Image, generate
+from mitm_cache.demo.image import INDEX, Image
 from mitm_cache.demo.message import Answer, Incoming, Proceed, document
+from mitm_cache.oci.digest import Digest
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.serving import Client, Threaded, in_thread, process
@@ -19,16 +21,6 @@ TAGS = f"/v2/{NAME}/tags/list"
 ANY = {"Accept": "*/*"}
 MINUTE = '[cache]\ntag_ttl = "60s"\n'
 ALWAYS = '[cache]\ntag_ttl = "0s"\n'
-
-
-@pytest.fixture(scope="session")
-def image() -> Image:
-    return generate(sizes=[3 * KIB], platforms=["linux/amd64"])
-
-
-@pytest.fixture(scope="session")
-def newer() -> Image:
-    return generate(sizes=[3 * KIB], platforms=["linux/amd64"], seed="newer")
 
 
 @pytest.fixture
@@ -81,6 +73,20 @@ def test_for_other_types(client: Client, upstream: LyingUpstream) -> None:
     assert client.get(TAG, {"Accept": INDEX}).outcome == "REVALIDATED"
     assert client.get(TAG, {"Accept": INDEX}).outcome == "HIT"
     assert upstream.requests.count(kind="tag") == 2
+
+
+def test_a_query_says_nothing(client: Client, upstream: LyingUpstream, image: Image, newer: Image) -> None:
+    """A tag is kept under its name alone, so a registry that heeds a query, as mirrors do `ns`, is not given one."""
+    upstream.registry.put(NAME, newer, "2")
+
+    def heeding(incoming: Incoming, proceed: Proceed) -> Answer:
+        return proceed(replace(incoming, path=incoming.path.replace("/1", "/2")) if incoming.query else incoming)
+
+    upstream.lie("tag", heeding)
+    for method in ("HEAD", "GET"):
+        reply = client.ask(method, f"{TAG}?ns=other.demo", ANY)
+        assert reply.headers["Docker-Content-Digest"] == image.index.digest
+    assert client.get(TAG, ANY).body == image.index.body
 
 
 def test_another_process(tmp_path: Path, upstream: LyingUpstream) -> None:
@@ -158,6 +164,27 @@ def test_unknown_tags(client: Client, upstream: LyingUpstream, image: Image) -> 
     assert client.get(missing, ANY).status == 200
 
 
+def test_who_has_shown_no_credential(client: Client, upstream: LyingUpstream) -> None:
+    """Containerd asks without one each time, to be told where to log in: a herd of nodes is told by one question."""
+    client.get(TAG, ANY)
+    other = f"/v2/{NAME}/manifests/other"
+    upstream.lie("tag", faults.challenge("https://login.demo/token"))
+    replies = [client.head(other, ANY) for _ in range(3)]
+    assert {(reply.status, reply.outcome) for reply in replies} == {(401, "REFUSED")}
+    assert {reply.headers["WWW-Authenticate"] for reply in replies} == {
+        'Bearer realm="https://login.demo/token",service="demo"'
+    }
+    asked = upstream.requests.count(kind="tag")
+    assert asked == 2, "of two tags once each"
+    for number in (1, 2):
+        assert client.head(other, {**ANY, "Authorization": "Basic YTpi"}).status == 401
+        assert upstream.requests.count(kind="tag") == asked + number, "who has shown one may be let in by now"
+    upstream.truth()
+    upstream.lie("tag", is_there, method="PUT")
+    client.ask("PUT", other, body=b"{}")
+    assert client.head(other, ANY).status == 404
+
+
 def test_lists(client: Client, upstream: LyingUpstream, image: Image) -> None:
     """A list of tags is upstream's own, holds as long as a tag, and ends with any push to its repository."""
     client.get(TAG, ANY)
@@ -183,6 +210,17 @@ def test_referrers(client: Client, upstream: LyingUpstream, image: Image) -> Non
     upstream.lie("manifest", is_there, method="PUT")
     client.ask("PUT", f"/v2/{NAME}/manifests/{image.index.digest}", body=b"{}")
     assert client.get(target).outcome == "RELAY"
+
+
+def test_referrers_of_nothing(cache: Threaded, client: Client, upstream: LyingUpstream, image: Image) -> None:
+    """A registry has an empty list for whatever digest somebody thinks of: it is kept for what is held alone."""
+    client.get(TAG, ANY)
+    upstream.lie("/v2/*/referrers/*", faults.body(b'{"manifests":[]}', INDEX))
+    held = Digest.parse(image.index.digest)
+    for digest in (held, *(Digest.of(b"%d" % number) for number in range(3))):
+        assert client.get(f"/v2/{NAME}/referrers/{digest}").status == 200
+    found = (cache.data / "links" / upstream.registry.name / NAME / "_lists").iterdir()
+    assert [path.name for path in found] == [f"referrers-{held.filename}"]
 
 
 def test_the_clock_is_put_back(cache: Threaded, client: Client, upstream: LyingUpstream, image: Image) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.demo.access import Access
-from mitm_cache.demo.image import KIB, Image, generate
+from mitm_cache.demo.image import INDEX, KIB, Image, generate
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.proxy.raw import Answer, Raw, dial, request
@@ -201,6 +201,9 @@ def test_tags_of_what_is_not_here(scene: Scene) -> None:
     scene.upstreams[QUAY].lie("tags", faults.refuse(503))
     assert scene.ask("mirror", "/v2/quay.io/team/none/tags/list", "localhost").status == 503
     assert scene.ask("mirror", "/v2/quay.io/team/none/tags/list?n=x", "localhost").status == 400
+    scene.upstreams[QUAY].truth()
+    scene.upstreams[QUAY].lie("tags", faults.body(b"<html>", "text/html"))
+    assert scene.ask("mirror", "/v2/quay.io/team/none/tags/list", "localhost").status == 502
 
 
 def test_tags_of_a_private_repository(scene: Scene) -> None:
@@ -219,6 +222,20 @@ def test_tags_of_a_private_repository(scene: Scene) -> None:
     listed = json.loads(scene.ask("mirror", "/v2/_catalog", "localhost").body)["repositories"]
     assert "ghcr.io/secret/app" not in listed
     assert len(upstream.requests) == 0  # a list asks nobody for rights
+
+
+@pytest.mark.parametrize(
+    ("target", "following"),
+    [("/v2/quay.io/{}", "/v2/quay.io/{}?last=x&n=1"), ("/v2/{}?ns=quay.io", "/v2/{}?last=x&n=1&ns=quay.io")],
+)
+@pytest.mark.parametrize("address", ["", "https://quay.io"])
+def test_the_next_page_of_referrers(scene: Scene, target: str, following: str, address: str) -> None:
+    """It is asked of the same registry, which a registry's own address does not name at a mirror."""
+    place = f"library/app/referrers/{scene.images[QUAY].index.digest}"
+    link = {"Link": f'<{address}/v2/{place}?last=x&n=1>; rel="next"'}
+    scene.upstreams[QUAY].lie(f"/v2/{place}", faults.body(b'{"manifests":[]}', INDEX, link))
+    answer = scene.ask("mirror", target.format(place), "localhost")
+    assert answer.headers["link"] == f'<{following.format(place)}>; rel="next"'
 
 
 def test_catalog(scene: Scene) -> None:

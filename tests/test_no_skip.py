@@ -1,7 +1,9 @@
 """The rule of `conftest.py`, tried on test files of its own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 SKIPPING = """
@@ -21,11 +23,14 @@ def test_expected(): assert False
 
 
 @pytest.fixture
-def inner(pytester: pytest.Pytester) -> pytest.Pytester:
+def inner(pytester: pytest.Pytester) -> Iterator[pytest.Pytester]:
+    own = hypothesis.settings.get_profile("project")
     pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nmarkers =\n    may_skip(reason): x\n")
     pytester.makepyfile(SKIPPING)
-    return pytester
+    yield pytester
+    hypothesis.settings.register_profile("project", own)  # the other one's is of other variables
+    hypothesis.settings.load_profile("project")
 
 
 def test_skips_stay_skips(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

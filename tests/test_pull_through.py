@@ -86,12 +86,12 @@ def test_head_stays_head(client: Client, upstream: LyingUpstream, image: Image) 
     for each in sizes:
         client.get(each, ANY)
     upstream.requests.clear()
-    for each, outcome in zip(sizes, ("REVALIDATED", "HIT", "HIT"), strict=True):
+    for each, outcome in zip(sizes, ("REVALIDATED", "HIT", "REVALIDATED"), strict=True):
         reply, whole = client.head(each, ANY), client.get(each, ANY)
         assert (reply.status, reply.outcome, reply.body) == (200, outcome, b"")
         for name in ("Content-Length", "Content-Type", "Docker-Content-Digest", "ETag"):
             assert reply.headers[name] == whole.headers[name]
-    assert asked(upstream) == ["HEAD tag", "HEAD tag"]
+    assert asked(upstream) == ["HEAD tag", "HEAD tag", "HEAD blob"]
 
 
 def test_head_where_storage_refuses_it(client: Client, upstream: LyingUpstream, image: Image) -> None:
@@ -301,6 +301,29 @@ def test_nonsense_is_refused(client: Client, upstream: LyingUpstream, target: st
     reply = client.get(target)
     assert (reply.status, reply.code) == (status, code)
     assert len(upstream.requests) == 0
+
+
+def test_a_blob_that_upstream_has_no_more(
+    cache: Threaded, client: Client, upstream: LyingUpstream, image: Image
+) -> None:
+    """A push asks by HEAD which blobs it may leave out: what was cached before upstream removed it is none of them."""
+    digest, content = max(image.blobs.items(), key=lambda item: item[1].size)
+    target = f"/v2/{NAME}/blobs/{digest}"
+    assert client.get(target).status == 200
+    there = client.head(target)
+    assert (there.status, there.outcome, int(there.headers["Content-Length"])) == (200, "REVALIDATED", content.size)
+    gone = upstream.lie("blob", faults.refuse(404, "BLOB_UNKNOWN"), method="HEAD")
+    assert client.head(target).status == 404
+    assert client.get(target).outcome == "HIT", "who pulls is given it all the same"
+    with cache.client("mirror") as mirror:
+        assert mirror.head(target).outcome == "HIT", "nobody pushes to a mirror"
+    assert gone.told == 1
+    for status in (429, 503):
+        upstream.truth()
+        upstream.lie("blob", faults.refuse(status))
+        assert (client.head(target).outcome, client.head(target).status) == ("HIT", 200)
+    upstream.stop()
+    assert (client.head(target).outcome, client.head(target).status) == ("HIT", 200)
 
 
 def test_lists_are_passed_on(client: Client, upstream: LyingUpstream, image: Image) -> None:

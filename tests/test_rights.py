@@ -9,6 +9,7 @@ from mitm_cache.cache.index import Index
 from mitm_cache.oci.reference import Repository
 from mitm_cache.rights import KEEP_SECONDS, Verdict, Verdicts, judge
 from mitm_cache.wire.message import Credential
+from tests.clock import Clock
 
 HUB = "docker.io"
 APP = Repository("team/app")
@@ -28,19 +29,6 @@ ANN, BOB = Credential(f"Basic {SECRET}"), Credential("Bearer bobs-token")
 def test_judge(statuses: tuple[int, ...], verdict: Verdict) -> None:
     """Only a registry's clear yes opens and only its clear no refuses; troubles say nothing about rights."""
     assert [judge(status) for status in statuses] == [verdict] * len(statuses)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

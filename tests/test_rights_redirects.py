@@ -1,7 +1,9 @@
 """A redirect is no proof: a registry that sends every question on has said nothing about who may have what."""
 
 import base64
+import http.client
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.serving import Reply, Threaded, in_thread
 
+ABSENT = f"sha256:{'0' * 64}"
 PRIVATE, OPEN = "team/private", "open.demo"
 USERS = {"ann": "anns-password"}
 ANN = "Basic " + base64.b64encode(b"ann:anns-password").decode()
@@ -103,6 +106,76 @@ def test_a_registry_behind_a_login_page(
         assert reply.status >= 400
         assert data[:64] not in reply.body
         assert ask(cache, target, authorization=ANN).outcome == "HIT"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"/v2/{PRIVATE}/blobs/{ABSENT}",
+        f"/v2/{PRIVATE}/manifests/{ABSENT}",
+        f"/v2/{PRIVATE}/manifests/1",
+        f"/v2/{PRIVATE}/manifests/none",
+        f"/v2/{PRIVATE}/tags/list",
+    ],
+)
+def test_a_page_for_people_lets_nobody_in(
+    cache: Threaded, upstream: LyingUpstream, other: LyingUpstream, image: Image, target: str, method: str
+) -> None:
+    """Whatever a stranger asks for first, a page to log in is neither that nor a yes to all that is cached."""
+    digest, data = layer(image)
+    assert ask(cache, f"/v2/{PRIVATE}/blobs/{digest}", authorization=ANN).body == data
+    upstream.lie("/*", strangers_log_in(other.storage.url("/login", name="127.0.0.1")))
+    other.lie("object", login_page)
+    with suppress(http.client.IncompleteRead):
+        ask(cache, target, method=method)
+    reply = ask(cache, f"/v2/{PRIVATE}/blobs/{digest}")
+    assert reply.status >= 400
+    assert data[:64] not in reply.body
+    upstream.stop()
+    assert ask(cache, f"/v2/{PRIVATE}/blobs/{digest}").status == 403
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["", *(f"{way} /v2/{PRIVATE}/{room}/{ABSENT}" for way in ("HEAD", "GET") for room in ("blobs", "manifests"))],
+)
+@pytest.mark.parametrize("room", ["blobs", "manifests"])
+def test_a_page_in_place_of_a_registry(
+    cache: Threaded, upstream: LyingUpstream, other: LyingUpstream, image: Image, first: str, room: str
+) -> None:
+    """As it is shown while a registry is mended, with 200 to every question: it is no registry's word."""
+    digest = layer(image)[0] if room == "blobs" else image.index.digest
+    target = f"/v2/{PRIVATE}/{room}/{digest}"
+    assert ask(cache, target, authorization=ANN).status == 200
+    for each in (upstream, other):
+        each.lie("/*", login_page)
+    if first:
+        with suppress(http.client.IncompleteRead):
+            ask(cache, first.partition(" ")[2], method=first.partition(" ")[0])
+    for name in ("", OPEN):
+        for method in ("HEAD", "GET"):
+            assert ask(cache, target, method=method, name=name).status >= 400
+    assert ask(cache, target, authorization=ANN).outcome == "HIT"
+
+
+def test_tags_while_there_is_a_page(cache: Threaded, upstream: LyingUpstream, image: Image) -> None:
+    """Who may have what a tag or a list was is served that, and is told so; nobody is given the page for it."""
+    target, tags = f"/v2/{PRIVATE}/manifests/1", f"/v2/{PRIVATE}/tags/list"
+    assert ask(cache, target, authorization=ANN).outcome == "MISS"
+    listed = ask(cache, tags, authorization=ANN).body
+    upstream.lie("/*", login_page)
+    kept = ask(cache, tags, authorization=ANN)
+    assert (kept.outcome, kept.body) == ("STALE", listed)
+    reply = ask(cache, tags)
+    assert (reply.status, reply.outcome) == (502, "ERROR")
+    kept = ask(cache, target, authorization=ANN)
+    assert (kept.outcome, kept.body) == ("STALE", image.index.body)
+    for other in (target, f"/v2/{PRIVATE}/manifests/2"):
+        for method in ("GET", "HEAD"):
+            reply = ask(cache, other, method=method)
+            assert (reply.status, reply.outcome) == (502, "ERROR")
+    assert "no manifest" in ask(cache, f"/v2/{PRIVATE}/manifests/2", authorization=ANN).message
 
 
 def login_page(incoming: Incoming, proceed: Proceed) -> Answer:

@@ -1,13 +1,14 @@
 """Tasks beside something."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mitm_cache.errors import StoreError
-from mitm_cache.tasks import Tasks, in_pool
+from mitm_cache.tasks import Tasks, in_pool, stop_accepting
 
 
 async def fail(ready: asyncio.Event) -> None:
@@ -80,3 +81,26 @@ async def _wait(ended: asyncio.Event, begun: asyncio.Event) -> None:
         await asyncio.Event().wait()
     finally:
         ended.set()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_was_accepted_stays(turns: int) -> None:
+    """Whatever the loop has done of it when a server stops accepting: this one answers, or who has the same socket."""
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here")
+        writer.close()
+        await writer.wait_closed()
+
+    with socket.create_server(("127.0.0.1", 0)) as bound, socket.socket() as client:
+        client.setblocking(False)
+        first = await asyncio.start_server(answer, sock=bound.dup())
+        try:
+            client.connect(bound.getsockname())
+        except BlockingIOError:
+            pass
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stop_accepting(first)
+        async with await asyncio.start_server(answer, sock=bound.dup()), asyncio.timeout(20):
+            assert await asyncio.get_running_loop().sock_recv(client, 10) == b"here"

@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from mitm_cache.demo.image import KIB, Image, generate
+from mitm_cache.demo.image import Image
 from mitm_cache.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
-from tests.serving import Threaded, in_thread
+from tests.serving import Threaded
 
 ONE, OTHER = "team/one", "team/other"
 DOCKER = {"Accept": f"{OCI_INDEX}, {OCI_MANIFEST}"}
 ANYTHING = {"Accept": "*/*"}
-
-
-@pytest.fixture(scope="session")
-def image() -> Image:
-    return generate(sizes=[4 * KIB], platforms=["linux/amd64"], seed="types")
 
 
 @pytest.fixture
@@ -27,12 +22,6 @@ def upstream(tmp_path: Path, image: Image) -> Iterator[LyingUpstream]:
         for name in (ONE, OTHER):
             it.registry.put(name, image, "1")
         yield it
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
-    with in_thread(tmp_path / "data", upstream) as cache:
-        yield cache
 
 
 @pytest.mark.parametrize("accept", [DOCKER, ANYTHING], ids=["these types", "any"])

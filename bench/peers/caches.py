@@ -11,7 +11,8 @@ from pathlib import Path
 import trustme
 
 from bench.peers.origin import NAME, STORAGE, Origin
-from bench.peers.programs import LOOPBACK, environment, find, free_port, running
+from bench.peers.programs import LOOPBACK, environment, find, running
+from tests.ports import free_port
 
 OURS = "mitm-cache"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import trustme
 
-from bench.peers.programs import LOOPBACK, Broken, find, free_port, running
+from bench.peers.programs import LOOPBACK, Broken, find, running
 from tests.fakes.big import Pattern, big_image
+from tests.ports import free_port
 
 NAME = "registry.bench"
 STORAGE = "storage.bench"

@@ -32,13 +32,6 @@ def find(name: str, *, package: str) -> str:
     return found
 
 
-def free_port(address: str = LOOPBACK) -> int:
-    """A port of this address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
-
-
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours, without proxies: everything here is on loopback."""
     plain = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}

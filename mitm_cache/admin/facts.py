@@ -26,7 +26,8 @@ class Facts:
     """Every CA in use by its role; `signing` is always there."""
     limit: Callable[[], int]
     in_flight: Callable[[], int]
-    accepting: Callable[[], bool]
+    listeners: Callable[[], str]
+    """Whether connections are accepted, in the words of the checks."""
     clock: Callable[[], datetime]
     started: datetime
     version: str

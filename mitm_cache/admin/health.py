@@ -12,14 +12,16 @@ from mitm_cache.cache.layout import Layout
 
 OK = "ok"
 UNCACHED = "pulls pass through uncached: "
-"""How a check begins that says what is wrong while clients have what they ask for all the same."""
+WAITING = "some connections wait: "
+"""How checks begin that say what is wrong while clients have what they ask for all the same."""
+DEAF = "connections are not accepted"
 PATIENCE = 2.0
 """Seconds that the data directory may take: less than what probes wait."""
 
 
 def is_ready(checks: Mapping[str, str]) -> bool:
     """Whether pulls are served, by the answers of every check."""
-    return all(answer == OK or answer.startswith(UNCACHED) for answer in checks.values())
+    return all(answer == OK or answer.startswith((UNCACHED, WAITING)) for answer in checks.values())
 
 
 class Health:
@@ -34,10 +36,7 @@ class Health:
 
     async def check(self) -> dict[str, str]:
         """Every check by name."""
-        return {"data_dir": await self._data_dir(), "listeners": self._listeners(), "ca": self._ca()}
-
-    def _listeners(self) -> str:
-        return OK if self._facts.accepting() else "connections are not accepted"
+        return {"data_dir": await self._data_dir(), "listeners": self._facts.listeners(), "ca": self._ca()}
 
     def _ca(self) -> str:
         now, ca = self._facts.clock(), self._facts.ca()["signing"]

@@ -96,7 +96,7 @@ class Numbers:
     def sweep(self, swept: Swept) -> None:
         """Note what a sweep found and removed."""
         self.stored = swept.total - swept.freed
-        self._swept = time.time()
+        self._swept = time.monotonic()  # of the machine: that of other processes goes by it too
         self.evicted_blobs += swept.removed
         self.evicted_bytes += swept.freed
 

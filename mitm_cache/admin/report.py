@@ -26,9 +26,12 @@ class Report:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """What `to_json` made."""
-        counts, usage = Counts(**fields["numbers"]), Usage(**fields["usage"])
-        return cls(fields["accepting"], fields["in_flight"], counts, usage)
+        """What `to_json` made. Raises ValueError where it was another version's."""
+        try:
+            counts, usage = Counts(**fields["numbers"]), Usage(**fields["usage"])
+            return cls(fields["accepting"], fields["in_flight"], counts, usage)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no report: {error}") from error
 
 
 class Tally:

@@ -16,6 +16,8 @@ from io import BytesIO
 from ipaddress import ip_address
 from typing import Self
 
+from mitm_cache.tasks import stop_accepting
+
 logger = logging.getLogger(__name__)
 
 MAX_HEAD = 8 << 10
@@ -72,6 +74,12 @@ class Server:
         for bound in self._sockets:
             self._servers.append(await asyncio.start_server(self._accept, sock=bound, limit=MAX_HEAD))
         return self
+
+    async def leave(self) -> None:
+        """Accept no more, and wait until who is connected has an answer."""
+        for server in self._servers:
+            stop_accepting(server)
+        await asyncio.gather(*(server.wait_closed() for server in self._servers))
 
     async def __aexit__(self, *error: object) -> None:
         for server in self._servers:

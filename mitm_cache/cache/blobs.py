@@ -106,20 +106,20 @@ class Blobs:
 
     def path(self, digest: Digest) -> Path:
         """Where a blob is, or would be."""
-        return Path(self._name(digest))
+        return Path(self.name(digest))
 
-    def _name(self, digest: Digest) -> str:
-        # As text: building Path objects is a good part of what a small HIT costs.
+    def name(self, digest: Digest) -> str:
+        """The same as text: building Path objects is a good part of what a small HIT costs, or a look at all blobs."""
         return f"{self._folder}/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def has(self, digest: Digest) -> bool:
         """Whether the blob is here."""
-        return os.path.exists(self._name(digest))
+        return os.path.exists(self.name(digest))
 
     def renew(self, digest: Digest) -> bool:
         """Whether the blob is here; it counts as new then, and nobody removes it within minutes: it is to be linked."""
         try:
-            os.utime(self._name(digest))
+            os.utime(self.name(digest))
         except FileNotFoundError:
             return False
         except OSError:
@@ -129,7 +129,7 @@ class Blobs:
     def open(self, digest: Digest) -> Blob | None:
         """The blob, marked as used, or None where it is not here. Raises StoreError where it cannot be read."""
         try:
-            fd = os.open(self._name(digest), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.name(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -167,12 +167,12 @@ class Blobs:
         return count, size
 
     def scan(self) -> Iterator[tuple[Digest, os.stat_result]]:
-        """Every blob with its status, in no order; what is no blob is passed over."""
+        """Every blob with its status, in no order; what is no blob, or cannot be looked at, is passed over."""
         for digest, entry in self._entries():
             try:
                 yield digest, entry.stat()
-            except FileNotFoundError:
-                continue  # it has left meanwhile
+            except OSError:
+                continue  # it has left meanwhile; or the disk is damaged there, and the others count all the same
 
     def names(self) -> Iterator[Digest]:
         """Every blob, in no order; none of them is looked at."""
@@ -181,9 +181,13 @@ class Blobs:
     def _entries(self) -> Iterator[tuple[Digest, os.DirEntry[str]]]:
         for shard in self._folder.glob("*/*/"):
             algorithm = shard.parent.name
-            with os.scandir(shard) as entries:
-                for entry in entries:
-                    try:
-                        yield Digest.parse(f"{algorithm}:{entry.name}"), entry
-                    except ClientError:
-                        continue
+            try:
+                with os.scandir(shard) as found:
+                    entries = list(found)
+            except OSError:
+                continue
+            for entry in entries:
+                try:
+                    yield Digest.parse(f"{algorithm}:{entry.name}"), entry
+                except ClientError:
+                    continue

@@ -4,8 +4,8 @@ An image is a manifest or an index under a name: a tag, or its digest where no t
 index there lists it. What a manifest needs is itself, the manifests it lists, and their configurations and layers.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from mitm_cache.oci.reference import Reference, Repository, Tag
 MANIFESTS = frozenset({OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST})
 MAX_DEPTH = 3
 """An index may list indexes, which clients follow no further than this."""
+FEW = 16
+"""Repositories that are looked up in the index one by one; of more all of it is read at once."""
 UNTOLD = "unknown/unknown"
 """The platform that builders give to what is no image, such as an attestation."""
 
@@ -92,17 +94,32 @@ class Catalog:
     def renew(self, names: Collection[str]) -> None:
         """Bring it up to date where that matters to who removes something from these repositories: they are read
         again, with their blobs, and so are others where what they hold is not what it was."""
+        self._renew(lambda place: None if place.name in names else place.names)
+
+    def forget(self, images: Collection[Cached], links: Iterable[str]) -> None:
+        """Bring it up to date after these images have left it, and these links their repositories: those that hold
+        anything else than what that leaves are read again, with their blobs."""
+        gone, left = set(images), defaultdict[str, set[str]](set)
+        for link in links:
+            name, _, file = link.partition("/_digests/")
+            left[name].add(file)
+        for name in {image.place for image in gone}:
+            self._of[name] = [image for image in self._of[name] if image not in gone]
+        self._renew(lambda place: place.names - left[place.name] if place.name in left else place.names)
+
+    def _renew(self, expected: Callable[[Place], frozenset[str] | None]) -> None:
+        """Read those repositories again that do not hold what is expected of them, by the names of files."""
         old = self.places
 
         def known(name: str, held: frozenset[str]) -> Place | None:
             place = old.get(name)
-            return place if place is not None and name not in names and place.names == held else None
+            return place if place is not None and expected(place) == held else None
 
         if self._only is None:
             places = {place.name: place for place in read_places(self._links, known)}
             again = {name: place for name, place in places.items() if old.get(name) is not place}
-            for name in again:
-                self._confirm(again, f"tag:{name}:")
+            for prefix in ["tag:"] if len(again) > FEW else [f"tag:{name}:" for name in again]:
+                self._confirm(again, prefix)
         else:
             places = again = {place.name: place for place in self._places(self._only)}
         for place in again.values():
@@ -122,11 +139,12 @@ class Catalog:
                 yield place
 
     def _look_again(self, place: Place) -> None:
-        """What a repository holds, and what its images need, may have come or left."""
+        """What a repository holds, and what its images need, may have come or left: manifests above all, and when
+        they were last used. That others have left is seen when they are to be removed."""
         needed = self.needed_by(self._of.get(place.name, ()))
         for digest in {*place.held, *needed, *(each.link.digest for each in place.taggings)}:
             was = digest in self.blobs
-            if was is not self.blobs.look(digest):
+            if (not was or digest in self._outlines) and was is not self.blobs.look(digest):
                 self._needs, self._parts = {}, {}  # it may be a manifest
 
     def save(self) -> None:

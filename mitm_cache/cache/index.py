@@ -5,9 +5,11 @@ so nothing but inline text, bytes and numbers goes in or comes out; its least-re
 read; and writes, which may wait for another process's, happen in one thread of our own.
 """
 
+import contextlib
+import logging
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mitm_cache.errors import StoreError
 
 TIMEOUT = 5.0
 """Seconds to wait for another process's write."""
+
+logger = logging.getLogger(__name__)
 
 type Value = str | bytes | int
 
@@ -50,12 +54,24 @@ class StrictDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type
         return bytes(value) if isinstance(value, memoryview) else value
 
 
+class _Cache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
+    """Leaves no connection to the database where it cannot be opened."""
+
+    def __init__(self, folder: str, **settings: object) -> None:
+        try:
+            super().__init__(folder, **settings)
+        except BaseException:
+            with contextlib.suppress(AttributeError):  # it has not come so far
+                self.close()
+            raise
+
+
 class Index:
     """Text keys to small values."""
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._cache = diskcache.Cache(
+            self._cache = _Cache(
                 str(folder),
                 disk=StrictDisk,
                 timeout=TIMEOUT,
@@ -63,6 +79,8 @@ class Index:
                 cull_limit=10,
                 size_limit=4 << 30,
                 statistics=0,
+                # Of a mapped file, what the disk does not give back is no error but the end of the process.
+                sqlite_mmap_size=0,
             )
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"the index in {folder} cannot be opened: {error}") from error
@@ -114,15 +132,21 @@ class Index:
         try:
             with self._cache.transact():
                 for key, value in rows.items():
-                    self._cache.set(key, value)
+                    self._keep(key, value)
         except (sqlite3.Error, diskcache.Timeout):
             pass
 
     def _set(self, key: str, value: Value, seconds: float | None) -> None:
         try:
-            self._cache.set(key, value, expire=seconds)
+            self._keep(key, value, seconds)
         except (sqlite3.Error, diskcache.Timeout):
             pass
+
+    def _keep(self, key: str, value: Value, seconds: float | None = None) -> None:
+        try:
+            self._cache.set(key, value, expire=seconds)
+        except ValueError:  # too large: a registry may send a Content-Type of any length
+            self._cache.delete(key)
 
     def drop(self, key: str) -> None:
         """Forget a key, without waiting."""
@@ -134,6 +158,21 @@ class Index:
     def _delete(self, key: str) -> None:
         try:
             self._cache.delete(key)
+        except (sqlite3.Error, diskcache.Timeout):
+            pass
+
+    def drop_all(self, keys: Iterable[str]) -> None:
+        """Forget many at once and wait; gives up quietly where another process holds the index too long."""
+        try:
+            self._writer.submit(self._delete_all, list(keys)).result()
+        except RuntimeError:
+            pass  # shutting down
+
+    def _delete_all(self, keys: Iterable[str]) -> None:
+        try:
+            with self._cache.transact():
+                for key in keys:
+                    self._cache.delete(key)
         except (sqlite3.Error, diskcache.Timeout):
             pass
 
@@ -174,5 +213,20 @@ class NoIndex(Index):
     def drop(self, key: str) -> None:
         pass
 
+    def drop_all(self, keys: Iterable[str]) -> None:
+        pass
+
+    def drop_prefix(self, prefix: str) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+def open_index(folder: Path) -> Index:
+    """The index, or none where the disk does not let it be opened, as when it is full: a warning says so."""
+    try:
+        return Index(folder)
+    except StoreError as error:
+        logger.warning("%s; it is done without until a reload or a restart", error.message)
+        return NoIndex()

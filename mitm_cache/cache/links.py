@@ -27,6 +27,8 @@ WRITERS = 16
 """Threads that write links of one repository."""
 BATCH = 500
 """So many at most are written while others wait for the repository."""
+MAX_ACCEPTS = 64
+"""Kinds of clients, by the types that they take, for which it is kept what a tag was."""
 ANY = "any"
 """Stands for the key of every Accept that takes the manifest."""
 
@@ -68,15 +70,19 @@ class Links:
 
     def told(self, registry: str, repository: Repository, tag: Tag) -> Iterator[Link]:
         """What a tag was when it was last seen, for any client, the latest first. Reads a small folder."""
-        found: list[tuple[float, str]] = []
+        folder = f"{registry}/{repository}/_tags/{tag}"
+        for name in self._accepts(folder):
+            if (link := self._read(f"{folder}/{name}")) is not None:
+                yield link
+
+    def _accepts(self, folder: str) -> list[str]:
+        """The files of a tag, the latest first."""
         try:
-            files = (self._folder / registry / str(repository) / "_tags" / str(tag)).iterdir()
+            files = (self._folder / folder).iterdir()
             found = [(path.stat().st_mtime, path.name) for path in files if not path.name.startswith(".")]
         except OSError:
-            pass  # nothing is known of it, or it is being forgotten
-        for _, name in sorted(found, reverse=True):
-            if (link := self._read(f"{registry}/{repository}/_tags/{tag}/{name}")) is not None:
-                yield link
+            return []  # nothing is known of it, or it is being forgotten
+        return [name for _, name in sorted(found, reverse=True)]
 
     def hold(self, registry: str, repository: Repository, link: Link) -> None:
         """Record that a repository holds a content. What the operator has put here stays that, whoever pulls it.
@@ -104,7 +110,10 @@ class Links:
 
     def tag(self, registry: str, repository: Repository, tag: Tag, accept: Accept, link: Link) -> None:
         """Record what a tag is now. Blocks on the disk; raises StoreError."""
-        self._write(f"{registry}/{repository}/_tags/{tag}/{accept.key}", link)
+        folder = f"{registry}/{repository}/_tags/{tag}"
+        self._write(f"{folder}/{accept.key}", link)
+        for name in [each for each in self._accepts(folder) if each != ANY][MAX_ACCEPTS:]:
+            self._drop(f"{folder}/{name}")
 
     def give(self, registry: str, repository: Repository, tag: Tag, link: Link) -> None:
         """Record what a tag is now for every client. Blocks on the disk; raises StoreError."""

@@ -56,6 +56,10 @@ class Outlines:
         self._digests: dict[str, Digest] = {}
         self._news = 0
 
+    def __contains__(self, digest: object) -> bool:
+        """Whether somebody has asked for this outline, so that it is a manifest's."""
+        return digest in self._known
+
     def of(self, digest: Digest) -> Outline | None:
         """The outline of a manifest that is here; None where it is not."""
         found = self._known.get(digest)

@@ -6,8 +6,9 @@ once more before what is removed: what is linked is there, and stays.
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mitm_cache.cache.layout import Layout
@@ -15,6 +16,9 @@ from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.registries import LOCAL
+
+_MARK = 7
+"""Bytes of what a deletion is known by."""
 
 
 def owned(layout: Layout) -> set[Digest]:
@@ -95,15 +99,39 @@ def removing(layout: Layout) -> Iterator[None]:
         yield
 
 
+def let_go(layout: Layout) -> None:
+    """Have whoever looks for room in the local registry know that something was deleted there. Raises nothing."""
+    with suppress(OSError), _opened(_deletions(layout)) as fd:  # it is looked for again before long
+        os.pwrite(fd, secrets.token_bytes(_MARK), 0)
+
+
+def last_let_go(layout: Layout) -> int:
+    """A number that is another one after each `let_go`."""
+    try:
+        return int.from_bytes(_deletions(layout).read_bytes()[:_MARK])
+    except OSError:
+        return 0  # there was none yet
+
+
+def _deletions(layout: Layout) -> Path:
+    return layout.linking.with_suffix(".deleted")
+
+
 def _gate(layout: Layout) -> Path:
     return layout.linking.with_suffix(".gate")
 
 
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with _opened(path) as fd:
         fcntl.flock(fd, how)
         yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
     finally:
         os.close(fd)

@@ -69,7 +69,10 @@ class Proofs:
             raise StoreError(f"blob {digest} cannot be read: {error.strerror}") from error
         inode, size = blob.inode, blob.size
         pool = self._small if size <= SMALL else self._large
-        proof = asyncio.get_running_loop().run_in_executor(pool, self._prove, digest, fd, inode, size)
+        try:
+            proof = asyncio.get_running_loop().run_in_executor(pool, self._prove, digest, fd, inode, size)
+        except RuntimeError as error:  # the system has no thread left; one that ends may yet do it, and close the file
+            raise StoreError(f"blob {digest} cannot be proven now: {error}") from error
         self._running[inode] = proof
 
         def note(done: asyncio.Future[bool]) -> None:

@@ -11,19 +11,22 @@ keeps the file, and who asks for it later fetches it anew.
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import batched
 
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.catalog import Cached, Catalog
 from mitm_cache.cache.entry import Link
 from mitm_cache.cache.evict import alone, is_old
-from mitm_cache.cache.index import Index
+from mitm_cache.cache.index import Index, NoIndex
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
-from mitm_cache.cache.owned import owned, removing
+from mitm_cache.cache.owned import let_go, owned, removing
 from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.registries import LOCAL
 
+BATCH = 500
+"""So many keys at most leave the index at once: others that write to it wait."""
 COARSE = 0.02
 """Seconds that the clock of files may be behind."""
 
@@ -66,7 +69,7 @@ def plan(catalog: Catalog, leaving: Collection[Cached], *, strays: bool = False)
     candidates = [each for image in leaving for each in catalog.needs(image.digest)]
     candidates += [digest for digest in catalog.blobs if strays]
     needed |= _local(catalog, gone)
-    blobs = {d: catalog.blobs[d].size for d in candidates if d in catalog.blobs and d not in needed}
+    blobs = {d: kept.size for d in candidates if d not in needed and (kept := catalog.blobs.get(d)) is not None}
     leaving_from, staying_in = _by_place(leaving), _by_place(staying)
     links: list[str] = []
     keys: list[str] = []
@@ -126,20 +129,23 @@ class Remover:
         with alone(self._layout.evicting, wait=True):
             catalog.renew(names)
             what = plan(catalog, choose(catalog), strays=strays)
-            if what.links or what.keys or what.moved:
-                self._forget(what, began)
-            removed = Removed(what.images)
-            if not what.blobs:
-                return removed
-            # What has been pulled meanwhile may need some of it.
-            catalog.renew({image.place for image in what.images})
-            needed = catalog.needed_by(catalog.images)
-            with removing(self._layout):
-                needed |= owned(self._layout)
-                for digest in what.blobs:
-                    if digest not in needed:
-                        self._unlink(digest, removed)
+            keys = self._forget(what, began) if what.links or what.keys or what.moved else []
+            told, removed = self._drop(keys), Removed(what.images)
+            if what.blobs:
+                self._unlink_all(what, catalog, removed)
+            if not told and not self._drop(keys):
+                raise StoreError(f"it has left, but {self._layout.index} cannot be told: remove that, it is rebuilt")
             return removed
+
+    def _unlink_all(self, what: Plan, catalog: Catalog, removed: Removed) -> None:
+        """Remove the blobs, but for those that what has been pulled meanwhile needs."""
+        catalog.forget(what.images, what.links)
+        needed = catalog.needed_by(catalog.images)
+        with removing(self._layout):
+            needed |= owned(self._layout)
+            for digest in what.blobs:
+                if digest not in needed:
+                    self._unlink(digest, removed)
 
     def preview(self, choose: Callable[[Catalog], Collection[Cached]], *, strays: bool = False) -> Removed:
         """What `remove` would do. Nothing is changed."""
@@ -150,20 +156,33 @@ class Remover:
             _count(removed, size, old=is_old(catalog.blobs[digest].used, now))
         return removed
 
-    def _forget(self, what: Plan, began: float) -> None:
-        index = Index(self._layout.index)
+    def _forget(self, what: Plan, began: float) -> list[str]:
+        """Remove the names of what leaves. The keys that the index is to forget."""
+        links, leaving = Links(self._layout.links, NoIndex()), []
+        with removing(self._layout):
+            for name, link in what.moved.items():
+                links.replace(name, link)
+            for name in what.links:
+                if not self._is_wanted(name, began):
+                    links.remove(name)
+                    leaving.append(name)
+        let_go(self._layout)
+        return [*what.keys, *(f"link:{name}" for name in (*what.moved, *leaving))]
+
+    def _drop(self, keys: list[str]) -> bool:
+        """Whether the index could be opened, which a full disk may not allow, or there was nothing to forget."""
+        if not keys:
+            return True
         try:
-            links = Links(self._layout.links, index)
-            with removing(self._layout):
-                for name, link in what.moved.items():
-                    links.replace(name, link)
-                for name in what.links:
-                    if not self._is_wanted(name, began):
-                        links.remove(name)
-            for key in what.keys:
-                index.drop(key)
+            index = Index(self._layout.index)
+        except StoreError:
+            return False
+        try:
+            for batch in batched(keys, BATCH):
+                index.drop_all(batch)
         finally:
             index.close()
+        return True
 
     def _is_wanted(self, name: str, began: float) -> bool:
         """Whether a push to the local registry has counted on a link since then."""

@@ -12,6 +12,9 @@ from mitm_cache.errors import StoreError
 
 SWEEP_SECONDS = 5.0
 """A sweep that has freed too little is not tried again before."""
+PATIENCE = 10.0
+"""Seconds that somebody else's sweep is waited for."""
+TICK = 0.05
 
 
 class Room:
@@ -55,13 +58,24 @@ class Room:
         with self._lock:
             missing = self.short(wanted)
             if missing > 0 and self._clock() - self._tried >= SWEEP_SECONDS:
-                try:
-                    swept = self._sweep(missing)
-                except OSError:
-                    swept = None
-                if swept is not None:
-                    self.swept.append(swept)
-                missing = self.short(wanted)
+                missing = self._free(wanted, missing)
                 # Who has made room may do so at once again: downloads come by dozens.
                 self._tried = self._clock() if missing > 0 else float("-inf")
         return missing <= 0
+
+    def _free(self, wanted: int, missing: int) -> int:
+        """Bytes that are still missing after a sweep; where somebody else sweeps, by other needs, after both."""
+        until = self._clock() + PATIENCE
+        while missing > 0:
+            try:
+                swept = self._sweep(missing)
+            except OSError:
+                break
+            if swept is not None:
+                self.swept.append(swept)
+                return self.short(wanted)
+            if self._clock() >= until:
+                break
+            time.sleep(TICK)
+            missing = self.short(wanted)
+        return missing

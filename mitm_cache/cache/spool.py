@@ -281,8 +281,7 @@ class Spool:
         with contextlib.suppress(OSError):
             if part.is_current():
                 part.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.forget(part.digest)
+        self.forget(part.digest)
 
     def discard(self, part: Part, outcome: Outcome) -> None:
         """Mark a generation as bad, tell its readers why, and unlink it; the caller still closes the part."""
@@ -290,8 +289,7 @@ class Spool:
             note = self.note(part)
             self.write_note(part, note.head if note else Head(-1, ""), outcome)
         except StoreError:  # on a full disk the readers see the mark without the reason
-            with contextlib.suppress(OSError):
-                self.forget(part.digest)
+            self.forget(part.digest)
         os.fchmod(part.fileno(), State.FAILED)
         if part.is_current():
             part.path.unlink(missing_ok=True)
@@ -300,8 +298,9 @@ class Spool:
         return self._folder / f"{digest.filename}.json"
 
     def forget(self, digest: Digest) -> None:
-        """Remove the note of a download that has ended."""
-        self._note_path(digest).unlink(missing_ok=True)
+        """Remove the note of a download that has ended; where the disk refuses, a sweep does."""
+        with contextlib.suppress(OSError):
+            self._note_path(digest).unlink(missing_ok=True)
 
     def forget_failure(self, part_inode: int, digest: Digest) -> None:
         """Remove the note of a failed generation, unless a newer one has written its own."""

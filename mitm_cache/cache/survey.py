@@ -122,7 +122,7 @@ class Survey:
 
     def kept(self, digest: Digest) -> Kept | None:
         """The blob, or None where it is not here."""
-        path = self._blobs.path(digest)
+        path = self._blobs.name(digest)
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -133,7 +133,7 @@ class Survey:
 
     def manifest(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest, or None where it is not here; reading it here does not count as use."""
-        path = self._blobs.path(digest)
+        path = self._blobs.name(digest)
         try:
             with open(path, "rb", buffering=0) as file:
                 return file.read(min(os.fstat(file.fileno()).st_size, MAX_SIZE))

@@ -61,7 +61,8 @@ class Verification:
     def run(self, tell: Callable[[Progress], None] = lambda _: None) -> Progress:
         """Look at everything; `tell` is called after each file. Raises StoreError."""
         progress = self.progress
-        self._sizes = {digest: status.st_size for digest, status in self._blobs.scan()}
+        for path in self._files("blobs"):
+            self._weigh(path)
         progress.total = sum(self._sizes.values())
         damaged = set()
         for digest in sorted(self._sizes):
@@ -69,14 +70,36 @@ class Verification:
                 damaged.add(digest)
             progress.done += self._sizes[digest]
             tell(progress)
-        for path in self._foreign():
-            progress.flaws.append(Flaw(FOREIGN, str(path)))
-        for path in _files(self._root / "links"):
+        for path in self._files("links"):
             self._check_link(path, damaged)
         if damaged and self._repair is not None:
             self._repair.forget(damaged)
         tell(progress)
         return progress
+
+    def _files(self, folder: str) -> Iterator[Path]:
+        for root, _, names in os.walk(self._root / folder, onerror=self._on_unreadable):
+            for name in sorted(names):
+                yield Path(root, name)
+
+    def _on_unreadable(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            self.progress.flaws.append(Flaw(UNREADABLE, str(error.filename)))
+
+    def _weigh(self, path: Path) -> None:
+        try:
+            digest = Digest.parse(f"{path.parent.parent.name}:{path.name}")
+        except ClientError:
+            digest = None
+        if digest is None or self._blobs.path(digest) != path:
+            self.progress.flaws.append(Flaw(FOREIGN, str(path)))
+            return
+        try:
+            self._sizes[digest] = path.stat().st_size
+        except FileNotFoundError:
+            pass  # it was evicted meanwhile
+        except OSError:
+            self._sizes[digest] = 0  # it is found unreadable in its turn
 
     def _check_blob(self, digest: Digest) -> bool:
         path = self._blobs.path(digest)
@@ -84,8 +107,8 @@ class Verification:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return True  # it was evicted meanwhile
-        except OSError as error:
-            self.progress.flaws.append(Flaw(UNREADABLE, str(path), error.strerror or ""))
+        except OSError:
+            self.progress.flaws.append(Flaw(UNREADABLE, str(path)))
             return False
         inode = os.fstat(fd).st_ino
         kind = DAMAGED
@@ -104,16 +127,6 @@ class Verification:
         self.progress.flaws.append(Flaw(kind, str(path), cure))
         return False
 
-    def _foreign(self) -> Iterator[Path]:
-        for path in _files(self._root / "blobs"):
-            try:
-                digest = Digest.parse(f"{path.parent.parent.name}:{path.name}")
-            except ClientError:
-                yield path
-                continue
-            if self._blobs.path(digest) != path:
-                yield path
-
     def _check_link(self, path: Path, damaged: set[Digest]) -> None:
         relative = path.relative_to(self._root / "links")
         kind = next((part for part in relative.parts if part.startswith("_")), "")
@@ -123,8 +136,8 @@ class Verification:
             link = Link.from_json(path.read_text(errors="replace"))
         except FileNotFoundError:
             return
-        except OSError as error:
-            self.progress.flaws.append(Flaw(UNREADABLE, str(path), error.strerror or ""))
+        except OSError:
+            self.progress.flaws.append(Flaw(UNREADABLE, str(path)))
             return
         except StoreError:
             self._drop(BROKEN_LINK, path)
@@ -141,9 +154,3 @@ class Verification:
             self._repair.remove(str(path.relative_to(self._root / "links")))
             cure = "dropped"
         self.progress.flaws.append(Flaw(kind, str(path), cure))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
-            yield Path(root, name)

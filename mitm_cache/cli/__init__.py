@@ -15,6 +15,7 @@ from mitm_cache.cli.doctor import doctor
 from mitm_cache.cli.example import example
 from mitm_cache.cli.example_dns import coredns, dnsmasq, unbound
 from mitm_cache.cli.export import export
+from mitm_cache.cli.group import Group
 from mitm_cache.cli.import_ import import_
 from mitm_cache.cli.ls import ls
 from mitm_cache.cli.pin import pin, unpin
@@ -33,7 +34,7 @@ from mitm_cache.config import Config, load
 from mitm_cache.errors import MitmCacheError
 
 
-class _Group(click.Group):
+class _Group(Group):
     """Turns what this program raises on purpose into a message; nobody sees a traceback for a wrong key."""
 
     def invoke(self, ctx: click.Context) -> Any:

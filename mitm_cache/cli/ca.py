@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from mitm_cache.ca import CertificateAuthority
+from mitm_cache.cli.group import Group
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -21,7 +22,7 @@ _DATES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ")
 _File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Group)
 def ca() -> None:
     """The local certificate authority that nodes trust."""
 
@@ -179,12 +180,12 @@ def import_(
     if key is not None:
         click.echo(f"The key was copied; remove {key}.")
     if description.path.name != "ca.crt":
-        _tell_next(_utc(at))
+        _tell_next(_utc(at), "The others" if description.issuers else "Nodes")
 
 
-def _tell_next(at: datetime | None) -> None:
+def _tell_next(at: datetime | None, who: str = "Nodes") -> None:
     when = f"from {_stamp(at)} on" if at else "from 'mitm-cache ca rotate --finish' on"
-    click.echo(f"It signs {when}; until then the CA that is there does. Nodes are to trust both by then:")
+    click.echo(f"It signs {when}; until then the CA that is there does. {who} are to trust both by then:")
     click.echo("  mitm-cache ca export > ca.crt, and on each node: sudo sh install-ca.sh ca.crt")
     click.echo("'mitm-cache ca rotate --abort' undoes this.")
 

@@ -1,13 +1,14 @@
 """The data directory, as commands that read it or change it come by it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mitm_cache.cli.telling import check_owner, owner_of
-from mitm_cache.errors import ConfigError
+from mitm_cache.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from mitm_cache.cache.layout import Layout
@@ -34,6 +35,15 @@ def open_to_change(config_of: "Callable[[], Config]", what: str) -> "Layout":
     check_data_dir(root)
     check_owner(root, what)
     return open_layout(root)
+
+
+@contextmanager
+def changing(layout: "Layout") -> Iterator[None]:
+    """Raise StoreError where the disk refuses what nobody else has told of, such as a lock."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"data_dir {layout.root} cannot be changed: {error.strerror or error}") from error
 
 
 def complete_image(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mitm_cache.cli.group import Group
 from mitm_cache.registries import DOCKER_HUB, Known
 from mitm_cache.welcome.names import rows
 
@@ -16,7 +17,7 @@ ADDRESS = "192.0.2.10"
 """An address of the documentation range (RFC 5737), to be replaced."""
 
 
-@click.group()
+@click.group(cls=Group)
 def example() -> None:
     """Print what a node needs to use this cache."""
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mitm_cache.cli.data import check_data_dir
-from mitm_cache.cli.status import size
-from mitm_cache.cli.telling import Teller, counted
+from mitm_cache.cli.telling import Teller, is_terminal
 from mitm_cache.errors import ClientError
+from mitm_cache.units import counted, size
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -72,8 +72,8 @@ def export(  # noqa: PLR0917 - click passes options by name
         raise click.UsageError("name images, or --all of them")
     if output != STREAM:
         check(Path(output))
-    elif sys.stdout.isatty():
-        raise click.UsageError("an archive is nothing for a terminal; name a file")
+    elif sys.stdout is None or is_terminal(sys.stdout):
+        raise click.UsageError("an archive is nothing for a terminal; name a file, or put a pipe behind it")
     config = config_of()
     check_data_dir(config.data_dir)
     shelf = Shelf(config.data_dir)

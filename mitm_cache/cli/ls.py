@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mitm_cache.cli.data import complete_image
-from mitm_cache.cli.status import size
+from mitm_cache.cli.telling import is_terminal
+from mitm_cache.units import size
 
 if TYPE_CHECKING:
     from mitm_cache.cache.catalog import Cached, Catalog
@@ -50,7 +51,7 @@ def ls(config_of: "Callable[[], Config]", pattern: str, as_json: bool) -> None:
         click.echo(json.dumps({"images": rows}, indent=2))
     elif not rows:
         click.echo(f"no image that is cached matches {pattern!r}" if pattern else "no image is cached", err=True)
-    elif sys.stdout.isatty():
+    elif is_terminal(sys.stdout):
         click.echo("\n".join(table(rows, shutil.get_terminal_size().columns)))
     else:
         click.echo("\n".join(plain(rows)))

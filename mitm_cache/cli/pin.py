@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.cli.data import complete_image, open_to_change
+from mitm_cache.cli.data import changing, complete_image, open_to_change
 from mitm_cache.cli.images import find, places
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _change(config_of: "Callable[[], Config]", names: tuple[str, ...], verb: str
     config = config_of()
     layout = open_to_change(lambda: config, verb)
     pins, rows = Pins(layout.links), []
-    with alone(layout.evicting, wait=True):
+    with changing(layout), alone(layout.evicting, wait=True):
         # No more than is named is read: whoever wants to make room waits meanwhile.
         catalog = Catalog(layout.root, only=places(config, names))
         by_digest = {name for name in names if "@" in name}

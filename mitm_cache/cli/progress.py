@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.cli.status import size
+from mitm_cache.cli.telling import is_terminal
+from mitm_cache.units import size
 
 if TYPE_CHECKING:
     from mitm_cache.filling.report import Progress
@@ -21,7 +22,7 @@ async def watch(work: "Callable[[Callable[[Progress], object]], Awaitable[Progre
     """Do the work, and say on standard error how far it is, unless `quiet`."""
     seen: list[Progress] = []
     async with asyncio.TaskGroup() as group:
-        teller = None if quiet else group.create_task(_show(seen) if sys.stderr.isatty() else _print(seen))
+        teller = None if quiet else group.create_task(_show(seen) if is_terminal(sys.stderr) else _print(seen))
         try:
             return await work(seen.append)
         finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mitm_cache import parsing
-from mitm_cache.cli.data import open_to_change
+from mitm_cache.cli.data import changing, open_to_change
 from mitm_cache.cli.rm import report
 from mitm_cache.errors import ConfigError
 
@@ -49,7 +49,8 @@ def prune(
         raise click.UsageError("say what is to leave: --older-than AGE, --unused, or both")
     layout = open_to_change(config_of, "prune")
     oldest = time.time() - (older_than or 0)
-    nameless = Collection(Store(layout, Blobs(layout.blobs))).nameless() if unused else set()
+    with changing(layout):
+        nameless = Collection(Store(layout, Blobs(layout.blobs))).nameless() if unused else set()
 
     def choose(catalog: "Catalog") -> "Sequence[Cached]":
         return [
@@ -62,5 +63,6 @@ def prune(
         ]
 
     remover = Remover(layout)
-    removed = remover.preview(choose, strays=unused) if dry_run else remover.remove(choose, strays=unused)
+    with changing(layout):
+        removed = remover.preview(choose, strays=unused) if dry_run else remover.remove(choose, strays=unused)
     report(removed, dry_run=dry_run, as_json=as_json)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mitm_cache.cli.progress import watch
-from mitm_cache.cli.status import size
 from mitm_cache.cli.telling import check_owner
 from mitm_cache.errors import MitmCacheError
+from mitm_cache.units import counted, size
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -119,7 +119,8 @@ def render(progress: "Progress", *, dry: bool) -> Iterator[str]:
     for failure in progress.failures:
         yield f"failed   {failure.image}: {failure.error}"
     if dry:
-        missing = f"{progress.contents} contents, {size(progress.expected)}, would be fetched"
-        yield f"{len(progress.filled)} images: {missing}; {progress.reused} are here; {len(progress.failures)} failed"
+        missing = f"{counted(progress.contents, 'content')}, {size(progress.expected)}, would be fetched"
+        images = counted(len(progress.filled), "image")
+        yield f"{images}: {missing}; {progress.reused} are here; {len(progress.failures)} failed"
     else:
         yield progress.summary()

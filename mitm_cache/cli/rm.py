@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mitm_cache.cli.data import complete_image, open_to_change
+from mitm_cache.cli.data import changing, complete_image, open_to_change
 from mitm_cache.cli.images import find
-from mitm_cache.cli.status import size
+from mitm_cache.units import size
 
 if TYPE_CHECKING:
     from mitm_cache.cache.catalog import Cached, Catalog
@@ -43,7 +43,9 @@ def rm(
         return found
 
     remover = Remover(layout)
-    report(remover.preview(choose) if dry_run else remover.remove(choose), dry_run=dry_run, as_json=as_json)
+    with changing(layout):
+        removed = remover.preview(choose) if dry_run else remover.remove(choose)
+    report(removed, dry_run=dry_run, as_json=as_json)
 
 
 def report(removed: "Removed", *, dry_run: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from mitm_cache.units import size
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -57,7 +60,9 @@ def look(config: "Config") -> tuple[Document, int]:
             words = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             return read(config) | {"running": True, "trouble": f"{endpoint}: {words}"}, NOT_READY
         else:
-            return document, READY if document["ready"] else NOT_READY
+            if os.path.realpath(str(document["data_dir"])) == os.path.realpath(config.data_dir):
+                return document, READY if document["ready"] else NOT_READY
+            trouble = f"at {endpoint} another service answers, whose data is in {document['data_dir']}"
     return read(config) | {"trouble": trouble}, NOT_RUNNING
 
 
@@ -239,13 +244,3 @@ def _traffic(document: Document) -> Iterator[tuple[str, str]]:
         yield "evicted", f"{evicted['count']:,} files, {size(evicted['bytes'])}"
     if uncached := document.get("uncached"):
         yield "UNCACHED", f"{uncached:,} pulls passed through: the disk is full, read-only or broken"
-
-
-def size(count: float) -> str:
-    """Bytes for a person, in the units of cache.max_size."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            break
-        count, unit = count / 1024, larger
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

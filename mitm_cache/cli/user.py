@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mitm_cache.cli.group import Group
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 _from_stdin = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
 
-@click.group()
+@click.group(cls=Group)
 def user() -> None:
     """Who the cache knows by name: they may use the proxy listener, and rules may speak of them.
 

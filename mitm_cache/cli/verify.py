@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mitm_cache.cli.data import check_data_dir
-from mitm_cache.cli.telling import check_owner
+from mitm_cache.cli.telling import check_owner, is_terminal
 
 if TYPE_CHECKING:
     from mitm_cache.cache.verify import Progress
@@ -46,8 +46,8 @@ def verify(config_of: "Callable[[], Config]", repair: bool, as_json: bool) -> No
             index = Index(open_layout(root).index)
             stack.callback(index.close)
             links = Links(root / "links", index)
-        progress = Verification(root, repair=links).run(_Teller(sys.stderr.isatty()).tell)
-    if sys.stderr.isatty():
+        progress = Verification(root, repair=links).run(_Teller(is_terminal(sys.stderr)).tell)
+    if is_terminal(sys.stderr):
         click.echo("", err=True)
     if as_json:
         click.echo(json.dumps(progress.document(), indent=2))
@@ -87,6 +87,6 @@ class _Teller:
 
 
 def _size(count: float) -> str:
-    from mitm_cache.cli.status import size
+    from mitm_cache.units import size
 
     return size(count)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mitm_cache.cli.data import complete_image
-from mitm_cache.cli.status import size
 from mitm_cache.errors import ClientError, ConfigError, StoreError
+from mitm_cache.units import size
 
 if TYPE_CHECKING:
     from mitm_cache.config import Config
@@ -76,7 +76,7 @@ def render(explanation: "Explanation", *, assumed: bool) -> Iterator[tuple[str, 
 
 
 def _way(way: "Way") -> Iterator[tuple[str, str]]:
-    yield "registry", f"{way.registry} at {way.url}, {f'by the proxy {way.proxy}' if way.proxy else 'by no proxy'}"
+    yield "registry", f"{way.registry} at {way.url}, {f'by the proxy {way.proxy}' if way.proxy else 'without a proxy'}"
     yield "rights", f"{way.rights}: {way.rights_mean}"
     yield "credential", way.credential or "none of the cache's own"
 

@@ -103,22 +103,33 @@ def load(
     return _build(tree, environ)
 
 
-def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """`/var/lib/mitm-cache` for root, else the XDG data directory."""
-    if os.geteuid() == 0:
-        return SYSTEM_DATA
-    home = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local/share")
-    return Path(home) / "mitm-cache"
+def default_data_dir(environ: Mapping[str, str], system: Path = SYSTEM_DATA, user: int | None = None) -> Path:
+    """`/var/lib/mitm-cache` for root and for the user whose it is, as the service's; else the XDG data directory.
+
+    `system` stands for the former, and `user` for who runs this.
+    """
+    user = os.geteuid() if user is None else user
+    folder = environ.get("XDG_DATA_HOME")
+    if user == 0 or (not folder and _owner(system) == user):
+        return system
+    return Path(folder or Path(environ.get("HOME", "/")) / ".local/share") / "mitm-cache"
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
 
 
 def _read(file: Path | None) -> dict[str, Any]:
-    if file is None and not SYSTEM_FILE.exists():
-        return {}
     path = file or SYSTEM_FILE
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
         repr(tree)  # any value may be shown in an error: a number that is too long for that has to tell now
     except OSError as error:
+        if file is None and isinstance(error, FileNotFoundError):
+            return {}
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # tomllib lets int() and its own depth speak for themselves
         raise ConfigError(f"configuration {path} is not TOML: {error}") from error

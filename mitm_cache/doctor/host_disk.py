@@ -20,6 +20,7 @@ from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
 from mitm_cache.doctor.scene import Scene
 from mitm_cache.doctor.service import Service
 from mitm_cache.errors import ConfigError
+from mitm_cache.units import size
 
 FOLDERS = ("blobs", "spool", "links", "index", "run")
 USER = "mitm-cache"
@@ -181,16 +182,6 @@ def judge_disk(root: Path, *, total: int, free: int, held: int, limit: int) -> F
             f'cache.max_size = "{max(1, (held + free * 9 // 10) >> 20)}M", or a file system of its own',
         )
     return ok("disk", str(root), words)
-
-
-def size(count: float) -> str:
-    """Bytes for a person, in the units of cache.max_size."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:
-            break
-        count, unit = count / 1024, larger
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def check_ca(scene: Scene, config: Config, service: Service) -> Iterator[Finding]:

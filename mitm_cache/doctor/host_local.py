@@ -16,13 +16,14 @@ from mitm_cache.cache.layout import Layout
 from mitm_cache.config import Config
 from mitm_cache.doctor import processes
 from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
-from mitm_cache.doctor.host_disk import ANEW, User, size, user_of
+from mitm_cache.doctor.host_disk import ANEW, User, user_of
 from mitm_cache.doctor.probes import HTTPS, Resolution, Way, ask, knock, resolve
 from mitm_cache.doctor.scene import Scene
 from mitm_cache.doctor.service import Service
 from mitm_cache.errors import ConfigError, UpstreamError
 from mitm_cache.local.space import measure
 from mitm_cache.registries import LOCAL
+from mitm_cache.units import size
 from mitm_cache.upstream.route import is_own_address
 
 UNIX = "unix://"

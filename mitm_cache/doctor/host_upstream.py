@@ -98,6 +98,10 @@ class Shared:
 def check_registry(scene: Scene, shared: Shared, registry: Registry) -> Iterator[Finding]:
     """Whether the way to a registry is no loop, and leads to it."""
     upstream = shared.get()
+    if upstream.config.is_offline(registry.name):
+        cure = f'offline = false in [cache] and [registries."{registry.name}"]'
+        yield skip("upstream", registry.name, "it is offline by configuration, and asked for nothing", cure)
+        return
     origin = upstream.origin(registry)
     try:
         route = upstream.router.find(origin, registry.name)

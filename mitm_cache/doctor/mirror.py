@@ -91,11 +91,6 @@ class Files:
         return tuple(file for place in places for file in sorted(place.glob("*.crt")))
 
 
-def tables(value: Any) -> list[Table]:
-    """The tables of an array of tables; none of what is none."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def texts(value: Any) -> list[str]:
     """The texts of a list; none of what is none."""
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

@@ -6,10 +6,10 @@ By containers-registries.conf(5): of a prefix the last file's table counts, of a
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mitm_cache.doctor.mirror import Files, Mirror, is_url, tables
+from mitm_cache.doctor.mirror import Files, Mirror, is_url
 from mitm_cache.doctor.scene import Wanted, target
 from mitm_cache.node.containers import FOLDER, REGISTRIES
-from mitm_cache.node.tomls import Table
+from mitm_cache.node.tomls import Table, tables_of
 
 CLIENT = "podman and CRI-O"
 
@@ -18,7 +18,7 @@ def read_registries(files: Files, wanted: Iterable[Wanted]) -> Iterator[Mirror]:
     """The mirrors of each registry, and the other location that a table may give it."""
     entries: dict[str, tuple[Path, Table]] = {}
     for path in (files.scene.path(REGISTRIES), *sorted(files.scene.path(FOLDER).glob("*.conf"))):
-        for entry in tables(files.toml(path).get("registry")):
+        for entry in tables_of(files.toml(path).get("registry")):
             prefix = entry.get("prefix") or entry.get("location")
             if isinstance(prefix, str):
                 entries[prefix] = path, entry
@@ -41,7 +41,7 @@ def _taken(prefix: str, reference: str) -> int:
 
 
 def _of_entry(files: Files, path: Path, entry: Table, wanted: Wanted, rest: str) -> Iterator[Mirror]:
-    for place in (*tables(entry.get("mirror")), entry):
+    for place in (*tables_of(entry.get("mirror")), entry):
         location = place.get("location")
         if not isinstance(location, str) or not location:
             continue

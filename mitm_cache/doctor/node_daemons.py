@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, override
 
 from mitm_cache.doctor.finding import Finding, fail, ok, skip, warn
+from mitm_cache.doctor.mirror import texts
 from mitm_cache.doctor.node import UNITS, Node, ProxySetting, drop_ins, hosts_of
 from mitm_cache.doctor.probes import at
 from mitm_cache.doctor.processes import Process
@@ -100,7 +101,7 @@ def _ask_dockerd(scene: Scene, daemon: Process) -> Mapping[str, Any] | None:
 
 def _compare(node: Node, live: Mapping[str, Any]) -> Iterator[Finding]:
     """Mirrors and insecure registries, in the file and in the daemon."""
-    wanted = {_plain(url) for url in node.docker.get("registry-mirrors", [])}
+    wanted = {_plain(url) for url in texts(node.docker.get("registry-mirrors"))}
     has = {_plain(url) for url in live.get("Mirrors") or []}
     indexes: Mapping[str, Any] = live.get("IndexConfigs") or {}
     insecure = {name for name, index in indexes.items() if not index.get("Secure", True)}

@@ -9,13 +9,13 @@ from mitm_cache.errors import ClientError, IntegrityError
 from mitm_cache.exchange import inventory
 from mitm_cache.exchange.docker_archive import MARK as ARCHIVE_MARK
 from mitm_cache.exchange.docker_archive import ArchiveStock
-from mitm_cache.exchange.folders import VERSION, FolderStock, find_folders, is_folder
+from mitm_cache.exchange.folders import FolderStock, find_folders, is_folder
 from mitm_cache.exchange.inventory import Inventory, Missing
 from mitm_cache.exchange.layout import MARK as LAYOUT_MARK
 from mitm_cache.exchange.layout import LayoutStock
 from mitm_cache.exchange.shelf import MAX_DEPTH
-from mitm_cache.exchange.source import FolderSource, Source, TarSource, open_source, read
-from mitm_cache.exchange.stock import Found, Piece, Stock, manifest_of, type_of
+from mitm_cache.exchange.source import Source, open_source, read
+from mitm_cache.exchange.stock import Found, Piece, Stock, manifest_of, prove, type_of
 from mitm_cache.oci.contents import Contents, Descriptor
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
@@ -54,14 +54,14 @@ class Arrival:
 class Lading:
     """Everything that was given to one import; to be closed. Raises MitmCacheError."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], open_: Callable[[Path], Source] = open_source) -> None:
         self.sources: list[Source] = []
         self.stocks: list[Stock] = []
         self._needs: list[Collection[Digest]] = []
         """For each stock what exports before it have brought."""
         try:
             for path in paths:
-                self._open(path)
+                self._open(open_(path))
         except BaseException:
             self.close()
             raise
@@ -71,8 +71,7 @@ class Lading:
         for source in self.sources:
             source.close()
 
-    def _open(self, path: Path) -> None:
-        source = open_source(path)
+    def _open(self, source: Source) -> None:
         self.sources.append(source)
         stocks: list[Stock] = []
         if source.size(LAYOUT_MARK) is not None:
@@ -81,15 +80,16 @@ class Lading:
             stocks.append(FolderStock(source))
         elif source.size(ARCHIVE_MARK) is not None:
             stocks.append(ArchiveStock(source))
-        elif isinstance(source, FolderSource):
-            for folder, name in find_folders(source):
-                self.sources.append(folder)
-                stocks.append(FolderStock(folder, name))
+        else:
+            stocks += [FolderStock(folder, name) for folder, name in find_folders(source)]
         content = read(source, inventory.NAME, inventory.MAX_SIZE)
         said = Inventory() if content is None else Inventory.from_json(content)
         if not stocks and (content is None or said.blobs):
-            raise ClientError(_nothing_in(source, path))
-        _check(stocks, said, path)
+            raise ClientError(
+                f"{source.label} holds no images: known are OCI image layouts, folders of skopeo's dir:, and archives "
+                "of docker save, podman save and ctr images export"
+            )
+        _check(stocks, said, source.label)
         self.stocks += stocks
         self._needs += [said.needs.keys()] * len(stocks)
 
@@ -138,16 +138,20 @@ def _attached(walk: "_Walk", rest: list[Found], arrivals: list[Arrival]) -> list
     """Manifests without a name that refer to another one belong to its repository."""
     attached: list[Arrival] = []
     while rest:
-        placed = [(found, of) for found in rest if (of := list(walk.about(found, [*arrivals, *attached])))]
-        if not placed:
+        holding: dict[Digest | None, list[Arrival]] = {}
+        for one in (*arrivals, *attached):
+            for digest in one.manifests:
+                holding.setdefault(digest, []).append(one)
+        about = [holding.get(walk.subject(found), []) for found in rest]
+        if not any(about):
             shown = ", ".join(str(found.digest) for found in rest[:MAX_TOLD])
             raise ClientError(
                 f"{walk.stock.label}: nothing says the name of {shown}; --name REGISTRY/REPOSITORY:TAG does, of one"
             )
-        for found, about in placed:
-            rest.remove(found)
-            for registry, repository in dict.fromkeys((one.image.registry, one.image.repository) for one in about):
+        for found, of in zip(rest, about, strict=True):
+            for registry, repository in dict.fromkeys((one.image.registry, one.image.repository) for one in of):
                 attached.append(walk.arrival(Image(registry, repository, found.digest), found))
+        rest = [found for found, of in zip(rest, about, strict=True) if not of]
     return attached
 
 
@@ -169,22 +173,15 @@ def _settle_names(arrivals: list[Arrival], needs: list[Collection[Digest]]) -> N
         older.image = Image(older.image.registry, older.image.repository, older.root)
 
 
-def _check(stocks: list[Stock], said: Inventory, path: Path) -> None:
+def _check(stocks: list[Stock], said: Inventory, label: str) -> None:
     """What an export of ours says that it holds is in it. Raises IntegrityError."""
+    folders = {hex_: stock for stock in stocks if isinstance(stock, FolderStock) for hex_ in stock.hexes}
     for digest, size in said.blobs.items():
-        found = next((piece for stock in stocks if (piece := stock.find(digest)) is not None), None)
+        stock = folders.get(digest.hex) if folders else stocks[0]
+        found = stock.find(digest) if stock is not None else None
         if found is None or found.size != size:
             what = "is missing" if found is None else f"has {found.size:,} bytes instead of {size:,}"
-            raise IntegrityError(f"{path} is not whole: {digest} of its inventory {what}")
-
-
-def _nothing_in(source: Source, path: Path) -> str:
-    if isinstance(source, TarSource) and any(name.endswith(f"/{VERSION}") for name in source.names()):
-        return f"{path} is an archive of folders of skopeo's dir:, which are read as folders: tar xf {path.name}"
-    return (
-        f"{path} holds no images: known are OCI image layouts, folders of skopeo's dir:, and archives of "
-        "docker save, podman save and ctr images export"
-    )
+            raise IntegrityError(f"{label} is not whole: {digest} of its inventory {what}")
 
 
 class _Walk:
@@ -198,11 +195,11 @@ class _Walk:
         self._others = [each for each in stocks if each is not stock]
         self._seen: dict[tuple[str, str, Digest], Arrival | Missing] = {}
 
-    def about(self, found: Found, arrivals: Iterable[Arrival]) -> Iterable[Arrival]:
-        """The arrivals that a manifest refers to."""
+    def subject(self, found: Found) -> Digest | None:
+        """What a manifest refers to."""
         content = manifest_of(self.stock, found.digest)
         referrer = Referrer.of(content, found.digest, found.media_type) if content is not None else None
-        return [one for one in arrivals if referrer is not None and referrer.subject in one.manifests]
+        return referrer.subject if referrer is not None else None
 
     def arrival(self, image: Image, found: Found) -> Arrival:
         """All of an image. Raises MitmCacheError where nobody could run it."""
@@ -232,7 +229,7 @@ class _Walk:
         content = next((text for text in texts if text is not None), None)
         own = self._own(image, digest) if content is None else None
         if own is not None:
-            content = b"".join(own.chunks())
+            content = prove(own, digest, "the cache")
         if content is None:
             return Missing(str(image), digest, platform)
         kind = type_of(content, said, f"{self.stock.label}: {digest}")

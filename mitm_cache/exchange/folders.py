@@ -1,20 +1,16 @@
 """Folders as skopeo's `dir:` writes them: one image each, in the names of its digests; and trees of them."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from mitm_cache.errors import ClientError, StoreError
-from mitm_cache.exchange.source import FolderSource, Source, open_source, read
+from mitm_cache.errors import ClientError
+from mitm_cache.exchange.source import Below, Source, read
 from mitm_cache.exchange.stock import Found, Piece, piece
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import MAX_SIZE
 
 MANIFEST, VERSION = "manifest.json", "version"
-MAX_FOLDERS = 100_000
-MAX_DEPTH = 16
 _VERSION = re.compile(rb"Directory Transport Version: 1\.[01]\n?")
 _HOST = re.compile(r"[^/]*[.:][^/]*/|localhost/")
 
@@ -37,26 +33,26 @@ class FolderStock:
         if name.partition("@")[2].startswith("sha512:"):
             self._top = Digest("sha512", hashlib.sha512(content).hexdigest())
         self.images = [Found(name, self._top)]
+        # A tree may hold thousands of images, and each of them is asked for what all of them need.
+        self._files = {file.removesuffix(f".{MANIFEST}"): file for file in source.names() if "/" not in file}
+        self._files[self._top.hex] = MANIFEST
+
+    @property
+    def hexes(self) -> Iterator[str]:
+        """The hex digits of every digest that is here."""
+        return iter(self._files)
 
     def find(self, digest: Digest) -> Piece | None:
-        if digest == self._top:
-            return piece(self._source, MANIFEST)
-        return piece(self._source, digest.hex) or piece(self._source, f"{digest.hex}.{MANIFEST}")
+        file = self._files.get(digest.hex)
+        return None if file is None else piece(self._source, file)
 
 
-def find_folders(root: FolderSource) -> Iterator[tuple[FolderSource, str]]:
-    """Every such folder below one, and its name as far as its place tells. No link is followed. Raises StoreError."""
-    for count, (here, folders, files) in enumerate(os.walk(root.path, onerror=_raise)):
-        relative = Path(here).relative_to(root.path)
-        if count >= MAX_FOLDERS:
-            raise ClientError(f"{root.label} has more than {MAX_FOLDERS:,} folders")
-        folders[:] = sorted(folders) if len(relative.parts) < MAX_DEPTH else []
-        if VERSION in files and MANIFEST in files:
-            folders.clear()
-            source = open_source(Path(here))
-            assert isinstance(source, FolderSource)
-            yield source, str(relative) if _HOST.match(f"{relative}") else ""
-
-
-def _raise(error: OSError) -> None:
-    raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error
+def find_folders(root: Source) -> Iterator[tuple[Below, str]]:
+    """Every such folder below one, and its name as far as its place tells."""
+    files: dict[str, list[str]] = {}
+    for name in root.names():
+        folder, _, file = name.rpartition("/")
+        files.setdefault(folder, []).append(file)
+    for folder, names in files.items():
+        if VERSION in names and MANIFEST in names:
+            yield Below(root, folder, names), folder if _HOST.match(folder) else ""

@@ -11,7 +11,7 @@ from mitm_cache.errors import ClientError, ConfigError
 from mitm_cache.exchange import inventory
 from mitm_cache.exchange.inventory import Inventory, Missing, Named
 from mitm_cache.exchange.shelf import Shelf, Walked
-from mitm_cache.exchange.source import FolderSource, TarSource, open_source, read
+from mitm_cache.exchange.source import Source, open_source, read
 from mitm_cache.exchange.target import Target
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.image import Image
@@ -46,6 +46,8 @@ class Export:
     before: dict[Digest, int] = field(default_factory=dict)
     """What an earlier export holds."""
     known: dict[str, Digest] = field(default_factory=dict)
+    held: set[tuple[str, Digest]] = field(default_factory=set)
+    """The images of an earlier export, by registry and repository."""
     roots: set[Digest] = field(default_factory=set)
 
     @property
@@ -87,8 +89,11 @@ def gather(
     if since is not None:
         export.before = dict(since.blobs) | dict(since.needs)
         export.known = dict(since.known)
+        places = (name.partition("@")[0] if "@" in name else name.rpartition(":")[0] for name in since.known)
+        export.held = set(zip(places, since.known.values(), strict=True))
     refused: list[Missing] = []
     waiting, seen = list(images), set[str]()
+    wanted = frozenset() if everything else frozenset(waiting)
     while waiting:
         image = waiting.pop(0)
         if str(image) in seen:
@@ -96,7 +101,9 @@ def gather(
         seen.add(str(image))
         link = shelf.resolve(image)
         if link is None:
-            raise ClientError(f"{image} is not cached", status=404)
+            if image in wanted:
+                raise ClientError(f"{image} is not cached", status=404)
+            continue  # it has left meanwhile, or nothing but its tag is known
         walked = shelf.walk(image, link.digest)
         export.missing += walked.missing
         if not walked.whole:
@@ -123,12 +130,7 @@ def gather(
 def _is_known(export: Export, image: Image, digest: Digest) -> bool:
     """Whether an earlier export has an image by this name; a digest is known by any tag that it had."""
     if isinstance(image.reference, Digest):
-        front = f"{image.registry}/{image.repository}"
-        return any(
-            one == digest and name[len(front) :][:1] in (":", "@")
-            for name, one in export.known.items()
-            if name.startswith(front)
-        )
+        return (f"{image.registry}/{image.repository}", digest) in export.held
     return export.known.get(str(image)) == digest
 
 
@@ -197,8 +199,9 @@ def _index(export: Export) -> bytes:
             annotations = {REF_NAME: one.name, CONTAINERD_NAME: one.name}
             fields = {"mediaType": one.media_type, "digest": str(one.digest), "size": one.size}
             yield fields | {"annotations": annotations}
+        images = {one.digest for one in export.images}
         for digest, referrer in export.referrers.items():
-            if digest not in {one.digest for one in export.images}:
+            if digest not in images:
                 yield referrer.descriptor()
 
     document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(described())}
@@ -215,9 +218,10 @@ def read_since(path: Path) -> Inventory:
     Of a layout that somebody else wrote, the blobs.
     """
     try:
-        source = open_source(path) if path.is_dir() or tarfile.is_tarfile(path) else None
-        if source is None:
-            return Inventory.from_json(path.read_bytes())
+        if not path.is_dir() and not (path.is_file() and tarfile.is_tarfile(path)):
+            with path.open("rb") as file:  # a pipe too
+                return Inventory.from_json(file.read(inventory.MAX_SIZE))
+        source = open_source(path)
         try:
             content = read(source, inventory.NAME, inventory.MAX_SIZE)
             return Inventory.from_json(content) if content is not None else Inventory(blobs=dict(_blobs(source)))
@@ -229,11 +233,10 @@ def read_since(path: Path) -> Inventory:
         raise ConfigError(f"--since: {path}: {error.message}") from error
 
 
-def _blobs(source: TarSource | FolderSource) -> Iterator[tuple[Digest, int]]:
+def _blobs(source: Source) -> Iterator[tuple[Digest, int]]:
     if read(source, "oci-layout", 4096) is None:
         raise ClientError(f"it holds neither {inventory.NAME} nor an OCI image layout")
-    names = source.names() if isinstance(source, TarSource) else _files(source.path)
-    for name in names:
+    for name in source.names():
         folder, _, rest = name.partition("/")
         try:
             digest = Digest.parse(rest.replace("/", ":")) if folder == "blobs" else None
@@ -241,7 +244,3 @@ def _blobs(source: TarSource | FolderSource) -> Iterator[tuple[Digest, int]]:
             continue
         if digest is not None:
             yield digest, source.size(name) or 0
-
-
-def _files(folder: Path) -> Iterator[str]:
-    yield from (str(path.relative_to(folder)) for path in folder.glob("blobs/*/*"))

@@ -3,17 +3,18 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from mitm_cache.errors import ClientError, StoreError
-from mitm_cache.exchange.tar import read_members
+from mitm_cache.exchange.tar import CHUNK, FileTape, Member, read_members
 
-CHUNK = 1 << 20
+MAX_FOLDERS = 100_000
+MAX_DEPTH = 16
+"""Of folders that are looked through."""
 MAX_LINKS = 8
 """Links of an archive that lead to one another."""
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 class Source(Protocol):
@@ -26,6 +27,9 @@ class Source(Protocol):
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """A file's content, a MiB at a time."""
+
+    def names(self) -> Iterator[str]:
+        """Every file's name."""
 
     def close(self) -> None: ...
 
@@ -58,60 +62,100 @@ def open_source(path: Path) -> "TarSource | FolderSource":
         raise
 
 
-class TarSource:
-    """A tar archive, whose heads are read once."""
+class Below:
+    """A folder of another source."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self.label = str(path)
-        self._fd = fd
-        start = os.pread(fd, 4, 0)
-        if start.startswith((_GZIP, _ZSTD)):
-            name, tool = ("gzip", "gunzip") if start.startswith(_GZIP) else ("zstd", "unzstd")
-            raise ClientError(f"{path} is compressed by {name}; unpack it first: {tool} {path.name}")
-        self._files: dict[str, tuple[int, int]] = {}
+    def __init__(self, source: Source, folder: str, names: Iterable[str]) -> None:
+        """`names`: those of the files in it."""
+        self.label = f"{source.label}/{folder}"
+        self._source = source
+        self._folder = folder
+        self._names = tuple(names)
+
+    def size(self, name: str) -> int | None:
+        return self._source.size(f"{self._folder}/{name}")
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return self._source.chunks(f"{self._folder}/{name}")
+
+    def names(self) -> Iterator[str]:
+        yield from self._names
+
+    def close(self) -> None:
+        """The other source is closed by itself."""
+
+
+class Members:
+    """What an archive has turned out to hold, file by file; links are other names of its files."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, Member] = {}
         self._links: dict[str, str] = {}
-        try:
-            for member in read_members(fd):
-                if member.target:
-                    self._links[member.name] = member.target
-                elif member.name in self._files:
-                    raise ClientError(f"the archive holds {member.name!r} twice: it is refused")
-                else:
-                    self._files[member.name] = (member.offset, member.size)
-        except ClientError as error:
-            raise ClientError(f"{path}: {error.message}") from None
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
 
-    def _find(self, name: str) -> tuple[int, int] | None:
+    def add(self, member: Member) -> bool:
+        """Take a member in; whether it is a file. Raises ClientError where there is one by its name."""
+        if member.target:
+            self._links[member.name] = member.target
+        elif member.name in self._files:
+            raise ClientError(f"the archive holds {member.name!r} twice: it is refused")
+        else:
+            self._files[member.name] = member
+        return not member.target
+
+    def find(self, name: str) -> Member | None:
+        """A file, by its own name or by a link's."""
         for _ in range(MAX_LINKS):
             if name not in self._links:
                 break
             name = self._links[name]
         return self._files.get(name)
 
+    def names(self) -> Iterator[str]:
+        """Every file's name, and every link's."""
+        yield from self._files
+        yield from self._links
+
+
+def read_at(fd: int, offset: int, size: int, label: str) -> Iterator[bytes]:
+    """A part of a file, a MiB at a time. Raises ClientError where it is not there any more, and StoreError."""
+    while size:
+        try:
+            chunk = os.pread(fd, min(CHUNK, size), offset)
+        except OSError as error:
+            raise StoreError(f"{label} cannot be read: {error.strerror}") from error
+        if not chunk:
+            raise ClientError(f"{label} was cut off while it was read")
+        yield chunk
+        offset, size = offset + len(chunk), size - len(chunk)
+
+
+class TarSource:
+    """A tar archive, whose heads are read once."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.label = str(path)
+        self._fd = fd
+        self._members = Members()
+        try:
+            for member in read_members(FileTape(fd)):
+                self._members.add(member)
+        except ClientError as error:
+            raise ClientError(f"{path}: {error.message}") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+
     def size(self, name: str) -> int | None:
-        found = self._find(name)
-        return None if found is None else found[1]
+        found = self._members.find(name)
+        return None if found is None else found.size
 
     def names(self) -> Iterator[str]:
-        """Every file's name."""
-        yield from self._files
+        return self._members.names()
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        found = self._find(name)
+        found = self._members.find(name)
         if found is None:
             raise ClientError(f"{self.label} has no {name}")
-        offset, left = found
-        while left:
-            try:
-                chunk = os.pread(self._fd, min(CHUNK, left), offset)
-            except OSError as error:
-                raise StoreError(f"{self.label} cannot be read: {error.strerror}") from error
-            if not chunk:
-                raise ClientError(f"{self.label} was cut off while it was read")
-            yield chunk
-            offset, left = offset + len(chunk), left - len(chunk)
+        return read_at(self._fd, found.offset, found.size, self.label)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -155,6 +199,16 @@ class FolderSource:
             raise ClientError(f"{self.label}: {name} is no plain file; it is refused")
         return fd
 
+    def names(self) -> Iterator[str]:
+        """Every file's name, not too deep. No link is followed."""
+        for count, (here, folders, files) in enumerate(os.walk(self.path, onerror=_raise)):
+            if count >= MAX_FOLDERS:
+                raise ClientError(f"{self.label} has more than {MAX_FOLDERS:,} folders")
+            relative = os.path.relpath(here, self.path)
+            front = "" if relative == "." else f"{relative}/"
+            folders[:] = sorted(folders) if front.count("/") < MAX_DEPTH else []
+            yield from (f"{front}{file}" for file in files)
+
     def size(self, name: str) -> int | None:
         fd = self._open(name)
         if fd is None:
@@ -180,3 +234,7 @@ class FolderSource:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _raise(error: OSError) -> None:
+    raise StoreError(f"{error.filename} cannot be read: {error.strerror}") from error

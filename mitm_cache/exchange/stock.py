@@ -65,19 +65,17 @@ def piece(source: Source, name: str) -> Piece | None:
 def manifest_of(stock: Stock, digest: Digest) -> bytes | None:
     """A manifest, proven; None where it is not in the stock. Raises ClientError and IntegrityError."""
     found = stock.find(digest)
-    if found is None:
-        return None
-    if found.size > MAX_SIZE:
-        raise ClientError(f"{stock.label}: manifest {digest} has {found.size:,} bytes; {MAX_SIZE:,} are allowed")
-    content = b"".join(found.chunks())
-    prove(content, digest, stock.label)
-    return content
+    return None if found is None else prove(found, digest, stock.label)
 
 
-def prove(content: bytes, digest: Digest, label: str) -> None:
-    """Raise IntegrityError unless the bytes are what their digest says."""
+def prove(manifest: Piece, digest: Digest, label: str) -> bytes:
+    """All of a manifest. Raises IntegrityError unless it is what its digest says; ClientError where it is too large."""
+    if manifest.size > MAX_SIZE:
+        raise ClientError(f"{label}: manifest {digest} has {manifest.size:,} bytes; {MAX_SIZE:,} are allowed")
+    content = b"".join(manifest.chunks())
     if hashlib.new(digest.algorithm, content).hexdigest() != digest.hex:
         raise IntegrityError(f"{label}: what is there as {digest} is something else, or damaged")
+    return content
 
 
 def type_of(content: bytes, said: str, label: str) -> str:

@@ -5,12 +5,14 @@ Nothing is ever unpacked to a path that an archive names. What has no business i
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import BinaryIO, Protocol
 
 from mitm_cache.errors import ClientError
 
+CHUNK = 1 << 20
 MAX_MEMBERS = 500_000
 MAX_EXTENSION = 64 << 10
 """Bytes of a long name, or of a PAX header."""
@@ -19,6 +21,12 @@ _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _ENCODING = ("utf-8", "surrogateescape")
+_PACKED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,39 +39,115 @@ class Member:
     target: str = ""
 
 
-def read_members(fd: int) -> Iterator[Member]:
-    """The files and links of an archive, in its order. Raises ClientError where it is not sound, or cut off."""
-    total = os.fstat(fd).st_size
-    position, count = 0, 0
+class Tape(Protocol):
+    """An archive's bytes, of which those before `position` have passed. Its methods raise OSError."""
+
+    position: int
+
+    def read(self, size: int) -> bytes:
+        """The next so many bytes; fewer only at the end."""
+
+    def pass_to(self, position: int) -> bool:
+        """Go on from there; False where the end comes before."""
+
+
+class FileTape:
+    """Of a file that can be read anywhere."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._total = os.fstat(fd).st_size
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._fd, size, self.position)
+        self.position += len(data)
+        return data
+
+    def pass_to(self, position: int) -> bool:
+        self.position = position
+        return position <= self._total
+
+
+class StreamTape:
+    """Of what comes once, and in its order only."""
+
+    def __init__(self, file: BinaryIO, tell: Callable[[int], None] = lambda _: None) -> None:
+        """`tell` is given the bytes that have passed, again and again."""
+        self._file = file
+        self._tell = tell
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.position += len(data)
+        self._tell(len(data))
+        return data
+
+    def pass_to(self, position: int) -> bool:
+        while self.position < position and self.read(min(CHUNK, position - self.position)):
+            pass
+        return self.position >= position
+
+    def content(self, member: "Member") -> Iterator[bytes]:
+        """What a member holds, once, a MiB at a time. Raises ClientError where it is cut off."""
+        end = member.offset + member.size
+        while self.position < end:
+            chunk = self.read(min(CHUNK, end - self.position))
+            if not chunk:
+                raise ClientError(f"the archive is cut off in {_shown(member.name)}")
+            yield chunk
+
+    def drain(self) -> None:
+        """Read on to the end: who writes it should not find nobody there."""
+        while self.read(CHUNK):
+            pass
+
+
+def read_members(tape: Tape) -> Iterator[Member]:
+    """The files and links of an archive, in its order. Raises ClientError where it is not sound, or cut off.
+
+    A member's content has not passed yet when it is given.
+    """
+    count = 0
     longer: dict[str, str] = {}
-    while (info := _head(fd, position)) is not None:
-        offset, size = position + _BLOCK, _size(info, longer)
-        position = offset + -(-size // _BLOCK) * _BLOCK
-        if offset + size > total:
-            raise ClientError(f"the archive is cut off in {_shown(info.name)}")
+    while (info := _head(tape)) is not None:
+        offset, size = tape.position, _size(info, longer)
         count += 1
         if count > MAX_MEMBERS:
             raise ClientError(f"the archive has more than {MAX_MEMBERS:,} members")
         if info.type in (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             if size > MAX_EXTENSION:
                 raise ClientError(f"the archive has a header of {size:,} bytes; {MAX_EXTENSION:,} are allowed")
-            longer |= _extension(info.type, os.pread(fd, size, offset))
-            continue
-        name = _clean(longer.get("path", info.name))
-        target = longer.get("linkpath", info.linkname)
-        longer = {}
-        if info.type in _PLAIN:
-            yield Member(name, offset, size)
-        elif info.type in _LINKS:
-            beside = PurePosixPath(name).parent if info.type == tarfile.SYMTYPE else PurePosixPath()
-            yield Member(name, offset, 0, _clean(target, str(beside)))
-        elif info.type != tarfile.DIRTYPE:
-            raise ClientError(f"the archive holds {_shown(name)}, which is a {_kind(info.type)}: it is refused")
+            content = tape.read(size)
+            if len(content) == size:
+                longer |= _extension(info.type, content)
+        else:
+            yield from _member(info, offset, size, longer)
+            longer = {}
+        if not tape.pass_to(offset + size):
+            raise ClientError(f"the archive is cut off in {_shown(info.name)}")
+        tape.pass_to(offset + -(-size // _BLOCK) * _BLOCK)
 
 
-def _head(fd: int, position: int) -> tarfile.TarInfo | None:
-    """The head at a position in bytes; None at the archive's end."""
-    block = os.pread(fd, _BLOCK, position)
+def _member(info: tarfile.TarInfo, offset: int, size: int, longer: dict[str, str]) -> Iterator[Member]:
+    """A file or a link; nothing where it is a folder."""
+    name = _clean(longer.get("path", info.name))
+    if info.type in _PLAIN:
+        yield Member(name, offset, size)
+    elif info.type in _LINKS:
+        beside = PurePosixPath(name).parent if info.type == tarfile.SYMTYPE else PurePosixPath()
+        yield Member(name, offset, 0, _clean(longer.get("linkpath", info.linkname), str(beside)))
+    elif info.type != tarfile.DIRTYPE:
+        raise ClientError(f"the archive holds {_shown(name)}, which is a {_kind(info.type)}: it is refused")
+
+
+def _head(tape: Tape) -> tarfile.TarInfo | None:
+    """The next head; None at the archive's end."""
+    position, block = tape.position, tape.read(_BLOCK)
+    for start, (name, tool) in _PACKED.items() if not position else ():
+        if block.startswith(start):
+            raise ClientError(f"it is compressed by {name}; unpack it first: {tool}")
     if len(block) < _BLOCK:
         raise ClientError("the archive is cut off: it has no end")
     if not block.strip(b"\0"):

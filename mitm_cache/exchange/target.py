@@ -68,8 +68,8 @@ def check(path: Path) -> None:
     """Raise ConfigError where an export would have to overwrite something, or there is no place for it."""
     try:
         if path.is_dir() and any(path.iterdir()):
-            since = f"--since {path} holds what is new"
-            raise ConfigError(f"{path} is there already, and not empty; name a new one ({since})")
+            since = f"with --since {path} it holds only what is new"
+            raise ConfigError(f"{path} is there already, and not empty; name a new one, {since}")
         if path.resolve().is_mount():  # what is written gets its name in the end, from a draft beside it
             raise ConfigError(f"{path} is a file system of its own; name a new folder in it, such as {path / 'export'}")
         if path.exists() and not path.is_dir():

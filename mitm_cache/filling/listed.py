@@ -84,8 +84,10 @@ def parse_list(text: str, name: str = "the list") -> Listed:
     lines = [(number, line) for number, line in lines if line]
     if all(len(line.split()) == 1 and not line.endswith(":") for _, line in lines):
         return Listed(tuple(_image(f"{name}, line {number}", line) for number, line in lines))
+    yaml = YAML(typ="base", pure=True)  # all text: 1.10 is a tag, and no number
+    yaml.composer.warn_double_anchors = False  # the warning shows the lines about it, passwords too
     try:
-        document = YAML(typ="base", pure=True).load(text)  # all text: 1.10 is a tag, and no number
+        document = yaml.load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""

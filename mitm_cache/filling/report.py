@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mitm_cache.units import counted, size
+
 NEW, MOVED, SAME = "new", "updated", "unchanged"
 
 
@@ -59,8 +61,8 @@ class Progress:
     def summary(self) -> str:
         """One line for a log."""
         return (
-            f"{len(self.filled)} images: {self.count(NEW)} new, {self.count(MOVED)} updated, "
-            f"{self.count(SAME)} unchanged; {self.contents} contents, {self.arrived} bytes fetched; "
+            f"{counted(len(self.filled), 'image')}: {self.count(NEW)} new, {self.count(MOVED)} updated, "
+            f"{self.count(SAME)} unchanged; {counted(self.contents, 'content')}, {size(self.arrived)} fetched; "
             f"{len(self.failures)} failed; {self.seconds:.1f} s"
         )
 

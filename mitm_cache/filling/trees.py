@@ -172,7 +172,7 @@ class Trees:
 
         results = await asyncio.gather(*map(once, tree.blobs.values()), return_exceptions=True)
         if failed := [result for result in results if result is not None]:
-            raise min(failed, key=lambda error: not isinstance(error, MitmCacheError) or 1)
+            raise min(failed, key=lambda error: not isinstance(error, MitmCacheError))
 
     def _expect(self, one: Descriptor) -> None:
         """Count a content, once."""

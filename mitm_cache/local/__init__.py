@@ -195,6 +195,9 @@ class LocalRegistry:
         return content(request, link.digest, blob, head, outcome="LOCAL", reason="it is here")
 
     async def _receive(self, request: Request) -> Response | Intake:
+        if self._tokens is not None and request.method == "POST" and granting.is_asked(request):
+            form = granting.receive(self._tokens, request)
+            return await form.finish() if request.size == 0 else form
         ruling = self._rights.check_push(request, asked=await self._is_asked(request))
         match request.method, request.operation:
             case "POST", Upload(repository):

@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_SUMS = struct.Struct("<8sqqdd")
+_SUMS = struct.Struct("<8sqqddddq")
 _ROW = struct.Struct("<48sqq")
-_MARK = b"space 1\n"
+_MARK = b"space 2\n"
 """What the sums begin with."""
 NEVER = -math.inf
 
 
 @dataclass(slots=True)
 class Sums:
-    """`used` and `promised` in bytes, `due` and `vain` in seconds of the clock that all processes have.
+    """`used` and `promised` in bytes; times in seconds of the clock that all processes have.
 
     `used` may be too high, since nobody tells what leaves, and is right when it has been measured.
     """
@@ -34,8 +34,13 @@ class Sums:
     promised: int = 0
     due: float = NEVER
     """When it is to be measured again; `NEVER` where it has not been yet."""
+    fresh: float = NEVER
+    """Until when it is not measured for who would be refused."""
     vain: float = NEVER
     """When somebody last began to look for room and found too little."""
+    empty: float = NEVER
+    """Until when nothing is looked for then, unless there is another deletion than this."""
+    deletion: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +83,8 @@ class Account:
             before = os.pread(fd, _SUMS.size, 0)
             sums = _parse(before)
             yield sums
-            after = _SUMS.pack(_MARK, sums.used, sums.promised, sums.due, sums.vain)
+            times = sums.due, sums.fresh, sums.vain, sums.empty
+            after = _SUMS.pack(_MARK, sums.used, sums.promised, *times, sums.deletion)
             if after != before:
                 os.pwrite(fd, after, 0)
         finally:
@@ -158,5 +164,4 @@ class Account:
 def _parse(data: bytes) -> Sums:
     if len(data) != _SUMS.size or not data.startswith(_MARK):
         return Sums()
-    _, used, promised, due, vain = _SUMS.unpack(data)
-    return Sums(used, promised, due, vain)
+    return Sums(*_SUMS.unpack(data)[1:])

@@ -32,7 +32,7 @@ class BlobPushes:
 
     def __init__(self, *, store: Store, space: Space, elsewhere: Elsewhere, threads: Threads) -> None:
         self._store = store
-        self._uploads = Uploads(store.layout.uploads)
+        self._uploads = Uploads(store.layout.uploads, threads.later)
         self._space = space
         self._elsewhere = elsewhere
         self._threads = threads

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mitm_cache.cache.evict import ABANDONED_SECONDS, alone, is_old
-from mitm_cache.cache.owned import held, owned, registries, removing, repositories
+from mitm_cache.cache.owned import held, let_go, owned, registries, removing, repositories
 from mitm_cache.cache.tree import Place, read_link, read_place
 from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.local.manifests import MANIFESTS
@@ -85,7 +85,10 @@ class Collection:
     def collect(self) -> Collected | None:
         """Remove what no manifest needs, and what was deleted or given up. None while another process removes."""
         with alone(self._layout.evicting) as free:
-            return self._collect() if free else None
+            collected = self._collect() if free else None
+        if collected is not None and collected.freed:
+            let_go(self._layout)
+        return collected
 
     def make_room(self, wanted: int) -> Collected:
         """The same, uploads of the last hour excepted, and manifests without a name, until `wanted` bytes are free or
@@ -95,8 +98,11 @@ class Collection:
             for repository, digest in self._nameless():
                 if collected.freed >= wanted:
                     break
-                needs = repository.needs.pop(digest)
-                self._remove(repository.place, [digest, *(needs & repository.unneeded())], collected)
+                # One that is being pulled stays, and its layers with it.
+                self._remove(repository.place, {digest}, collected)
+                if digest not in repository.place.held:
+                    needs = repository.needs.pop(digest)
+                    self._remove(repository.place, repository.unneeded() & needs, collected)
             return collected
 
     def nameless(self) -> set[tuple[str, Digest]]:
@@ -177,7 +183,7 @@ class Collection:
     def _link(self, place: Place, digest: Digest) -> Path:
         return self._layout.links / place.name / "_digests" / digest.filename
 
-    def _remove(self, place: Place, leaving: "set[Digest] | list[Digest]", collected: Collected) -> None:
+    def _remove(self, place: Place, leaving: set[Digest], collected: Collected) -> None:
         """Have a repository hold these no more where they are still old; blobs first, so that none is left behind."""
         old = [digest for digest in leaving if self._is_old(place, digest)]
         if not old:

@@ -32,8 +32,9 @@ MAX_LINE = 1 << 20
 """Bytes of one message about a push; beyond it what speaks is no such daemon."""
 _FIRST_VERSION = "1.24"
 """Of the API; it stands only until the daemon has told its own."""
-_FAULTS = (docker.errors.DockerException, urllib3.exceptions.HTTPError, OSError, ValueError, KeyError, TypeError)
-"""What the library and what it is built on raise; its own HTTP errors are OSErrors."""
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError)
+_FAULTS = (docker.errors.DockerException, urllib3.exceptions.HTTPError, OSError, *_NONSENSE)
+"""What the library and what it is built on raise, whose own HTTP errors are OSErrors, and what odd answers lead to."""
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def _refusal(message: dict[str, Any]) -> str | None:
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, KeyError | TypeError):
+    if isinstance(error, KeyError | TypeError | AttributeError):
         return f"its answer is not what it should be ({_printable(str(error))})"
     explanation = getattr(error, "explanation", None) or _of_the_system(error)
     return _printable(str(explanation or error) or type(error).__name__)

@@ -22,6 +22,7 @@ from mitm_cache.oci.manifest import Accept
 from mitm_cache.oci.operation import repository_of
 from mitm_cache.oci.reference import Reference, Repository, Tag
 from mitm_cache.registries import LOCAL
+from mitm_cache.tasks import in_pool
 from mitm_cache.upstream.flight import Start
 from mitm_cache.upstream.route import is_own_address
 from mitm_cache.wire.message import Request
@@ -101,7 +102,8 @@ class OnDemand:
         """Have the daemon push what a client asks for, where it has that and newer than we do.
 
         Nothing happens where the daemon is away, and where it fails while we have something to serve. Raises
-        UpstreamError: 503 where it takes too long, 502 with the daemon's words where it fails and we have nothing.
+        UpstreamError: 503 where it takes too long, 502 with the daemon's words where it fails and we have nothing;
+        StoreError.
         """
         if _is_pushers_look(request) or await self.is_own(request) or await self._is_daemons(request, repository):
             return
@@ -148,10 +150,12 @@ class OnDemand:
                 return
             try:
                 await self._push(name, newest)
-            except UpstreamError as error:
+            except (UpstreamError, StoreError) as error:
                 if isinstance(error, StoppingError) or await self._run(partial(self._ours, name)) is None:
                     raise
-                return  # it has been logged; what is stored is served
+                if isinstance(error, StoreError):
+                    logger.warning("%s", error.message)  # the others have been
+                return  # what is stored is served
 
     async def _wait(self, name: Name) -> None:
         """Until nobody pushes this."""
@@ -267,14 +271,14 @@ class OnDemand:
             if not done.cancelled() and done.exception() is None:
                 self._meet()  # late, it may be
 
-        asked = self._loop.run_in_executor(self._looks, look)
+        asked = in_pool(self._looks, look)
         self._asked[names[0]] = (begun, asked)
         asked.add_done_callback(forget)
         return asked
 
     async def _run[T](self, work: Callable[[], T]) -> T:
         """What is done shortly, on the disk."""
-        return await self._loop.run_in_executor(self._chores, work)
+        return await in_pool(self._chores, work)
 
     async def _is_daemons(self, request: Request, repository: Repository) -> bool:
         """Whether the daemon seems to ask, in its push, for what it pushes: not every one passes our mark on."""
@@ -333,7 +337,7 @@ def _is_here(address: str) -> bool:
 
 
 def _in_thread[T](work: Callable[[], T]) -> Future[T]:
-    """Do something in a thread that nobody waits for when the program ends."""
+    """Do something in a thread that nobody waits for when the program ends. Raises StoreError where there is none."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
 
@@ -346,5 +350,8 @@ def _in_thread[T](work: Callable[[], T]) -> Future[T]:
             future.set_exception(UpstreamError("internal error"))
             raise
 
-    threading.Thread(target=run, name="push", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="push", daemon=True).start()
+    except RuntimeError as error:
+        raise StoreError(f"nothing can be pushed beside the requests: {error}") from error
     return future

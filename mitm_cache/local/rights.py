@@ -55,9 +55,8 @@ class Rights:
         if self._users and request.user == "" and not self._is_decided(question):
             where = replace(question, reference=None)
             raise LoginError(f"pushing to {where} needs a login as one of this cache's users")
-        if request.user == "" and any(request.headers.get(name) is not None for name in BROWSERS):
-            # Any page may ask in the name of whoever looks at it, by a name of its own that leads here too.
-            raise ClientError("a web page pushes and deletes nothing without a login", status=403, code="DENIED")
+        if request.user == "":
+            check_browser(request)
         return ruling
 
     def may_push(self, request: Request) -> bool:
@@ -93,6 +92,12 @@ class Rights:
     def _is_decided(self, question: Question) -> bool:
         deciding = [step.rule for step in self._policy.steps(question) if not step.missed]
         return any((row.registry and not _is_about_tags(row)) or not row.fill.anyone for row in deciding)
+
+
+def check_browser(request: Request) -> None:
+    """Raise ClientError where a web page asks, in the name of whoever looks at it: a name of its own may lead here."""
+    if any(request.headers.get(name) is not None for name in BROWSERS):
+        raise ClientError("a web page changes nothing here without a login", status=403, code="DENIED")
 
 
 def _is_about_tags(row: Rule) -> bool:

@@ -1,7 +1,8 @@
 """The room that the local registry may take: what it holds, what is being pushed, and the limit of both.
 
 All processes on a data directory share one account. What comes is added to it at once, and what leaves is not: so it is
-never too low, and it is measured before anybody is refused.
+never too low, and it is measured before anybody is refused, unless it was just now. Room that was looked for in vain is
+looked for again when something was deleted, or a little later.
 """
 
 import logging
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mitm_cache.cache.evict import alone
 from mitm_cache.cache.layout import Layout
-from mitm_cache.cache.owned import owned, removing
+from mitm_cache.cache.owned import last_let_go, owned, removing
 from mitm_cache.cache.room import Room
 from mitm_cache.errors import ClientError, MitmCacheError, StoreError
 from mitm_cache.local.account import NEVER, Account, Row, Sums
@@ -22,6 +23,13 @@ from mitm_cache.oci.digest import Digest
 MEASURED_SECONDS = 60.0
 """It is measured again after this, and after a hundred times as long as measuring took: what was imported, or has left,
 is not told."""
+
+REST, MAX_REST = 10, 60.0
+"""For who would be refused it is measured again, and collected again, after so many times as long as that took, and so
+many seconds at most: a client that asks again and again would have it done without end."""
+
+SPARE = 100
+"""This part of the limit is collected at least, where there is so much: each push would have it done otherwise."""
 
 PIECE, MAX_PIECE = 16 << 20, 256 << 20
 """Bytes that a push which does not say how many it has is promised at a time: as many as it has got, within these."""
@@ -165,18 +173,21 @@ class Space:
         """Promise it once it was measured, and collected where that is not enough. `came`: when it was asked for."""
         with alone(self._turn, wait=True):
             missing = -self._left_after(share, least, wanted)
-            if missing > 0 and least <= self._limit() and not self._is_in_vain(came):
-                began = self._clock()
-                self._measure()
-                missing = -self._left_after(share, least, wanted)
-                more = True
-                while missing > 0 and more:
-                    more = self._collected(missing) >= missing  # others may take what is free now
+            if missing > 0 and least <= self._limit():
+                began, deletion = self._clock(), last_let_go(self._layout)
+                measures, more = self._is_worth_it(came, began, deletion)
+                if measures:
                     self._measure()
                     missing = -self._left_after(share, least, wanted)
-                if missing > 0:
+                vain = more and missing > 0
+                while missing > 0 and more:
+                    # Others may take what is free now.
+                    more = self._collected(max(missing, self._limit() // SPARE)) >= missing
+                    self._measure()
+                    missing = -self._left_after(share, least, wanted)
+                if vain and missing > 0:
                     with self._account.opened() as sums:
-                        sums.vain = began
+                        sums.vain, sums.empty, sums.deletion = began, self._rest(began), deletion
         if missing > 0:
             raise ClientError(
                 f"the local registry is full: local.max_size is {self._limit():,} bytes, {max(least - missing, 0):,} "
@@ -185,17 +196,26 @@ class Space:
                 code="DENIED",
             )
 
+    def _is_worth_it(self, came: float, now: float, deletion: int) -> tuple[bool, bool]:
+        """Whether to measure, and whether to collect, for who would be refused otherwise."""
+        with self._account.opened() as sums:
+            if sums.vain > came:
+                return False, False  # somebody has done so since
+            killed = sums.promised > sum(row.room for row in self._account.rows())
+            deleted = deletion != sums.deletion
+            return killed or deleted or now >= sums.fresh, deleted or now >= sums.empty
+
+    def _rest(self, began: float) -> float:
+        """Until when what began then, and ends now, is not done again."""
+        now = self._clock()
+        return now + min(REST * (now - began), MAX_REST)
+
     def _collected(self, wanted: int) -> int:
         try:
             return self._collect(wanted)
         except (MitmCacheError, OSError) as error:
             logger.warning("the local registry could not be collected: %s", error)
             return 0
-
-    def _is_in_vain(self, came: float) -> bool:
-        """Whether somebody has looked for room, and found too little, since then."""
-        with self._account.opened() as sums:
-            return sums.vain > came
 
     def _measure_where_due(self, now: float) -> None:
         """One process does, and the others go on, but for the first time."""
@@ -233,6 +253,7 @@ class Space:
             sums.promised -= lost
             now = self._clock()
             self._due = sums.due = now + max(MEASURED_SECONDS, 100 * (now - began))
+            sums.fresh = self._rest(began)
 
     def _tell(self) -> None:
         try:

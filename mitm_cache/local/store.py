@@ -15,7 +15,7 @@ from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.index import NoIndex
 from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.links import Links
-from mitm_cache.cache.owned import held, linking, removing, repositories
+from mitm_cache.cache.owned import held, let_go, linking, removing, repositories
 from mitm_cache.cache.pins import FOLDER, read_pins
 from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.local.durable import make_folder, sync
@@ -231,6 +231,7 @@ class Store:
         self.links.untag(LOCAL, repository, tag)
         with suppress(OSError):  # it has never been there
             sync(self.folder(repository) / "_tags" / str(tag))
+        let_go(self.layout)
 
     def delete(self, repository: Repository, link: Link) -> None:
         """Have a repository hold a content no more; a manifest loses its tags. Raises ClientError where it is pinned.
@@ -254,6 +255,7 @@ class Store:
                 path.replace(aside / path.name)
                 sync(path.parent)
                 sync(aside)
+            let_go(self.layout)
         except FileNotFoundError:
             return  # somebody else has deleted it
         except OSError as error:

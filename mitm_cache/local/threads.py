@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from mitm_cache.tasks import in_pool
+
 LOOKS = 8
 CHORES = 16
 PROOFS = 4
@@ -19,7 +21,7 @@ class Closing(Protocol):
 
 
 class Threads:
-    """Asked in the event loop."""
+    """Asked in the event loop. Raises StoreError where there is no thread to be had."""
 
     def __init__(self) -> None:
         self._looks = ThreadPoolExecutor(LOOKS, thread_name_prefix="local-look")
@@ -30,24 +32,31 @@ class Threads:
 
     async def look[T](self, work: Callable[[], T]) -> T:
         """Do something that only reads, and waits for no lock; in no case go on before it has ended."""
-        return await _end(asyncio.get_running_loop().run_in_executor(self._looks, work))
+        return await _end(in_pool(self._looks, work))
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """The same of something that changes what is there: it may wait for locks, and for room."""
-        return await _end(asyncio.get_running_loop().run_in_executor(self._chores, work))
+        return await _end(in_pool(self._chores, work))
 
     async def prove[T](self, work: Callable[[], T]) -> T:
         """The same of something that reads for as long as a whole layer takes."""
-        return await _end(asyncio.get_running_loop().run_in_executor(self._proofs, work))
+        return await _end(in_pool(self._proofs, work))
 
     async def open[T: Closing | None](self, work: Callable[[], T]) -> T:
         """Open something; it is closed again where nobody waits for it any more."""
-        opening = asyncio.get_running_loop().run_in_executor(self._chores, work)
+        opening = in_pool(self._chores, work)
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(_close)
             raise
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do something that nobody waits for; at once where there is no thread."""
+        try:
+            self._chores.submit(work)
+        except RuntimeError:
+            work()
 
     def close(self) -> None:
         """Wait for all of them."""

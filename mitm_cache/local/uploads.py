@@ -12,7 +12,9 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,14 +119,19 @@ class Upload:
                 self._uploads.keep(self.name, self.size, self._hash)
             elif self._known is not None:
                 self._uploads.keep(self.name, *self._known)
-            os.close(fd)
+            if self.removed:
+                self._uploads.later(partial(os.close, fd))  # now the disk is freed: of gigabytes that takes seconds
+            else:
+                os.close(fd)
 
 
 class Uploads:
     """The folder of uploads. Its methods block on the disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, later: Callable[[Callable[[], None]], None] = lambda work: work()) -> None:
+        """`later`: has something done that nobody waits for."""
         self.folder = folder
+        self.later = later
         self._lock = threading.Lock()
         self._hashes: OrderedDict[str, tuple[int, _Hash]] = OrderedDict()
         self._begun = count()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from mitm_cache.errors import ConfigError
 from mitm_cache.node.model import Draft, Files, Settings, Step, Store, Target, Trust, Way, reload
-from mitm_cache.node.tomls import quoted, read_toml
+from mitm_cache.node.tomls import quoted, read_toml, tables_of
 
 REGISTRIES = "/etc/containers/registries.conf"
 FOLDER = f"{REGISTRIES}.d"
@@ -57,8 +57,7 @@ def _taken(files: Files) -> dict[str, str]:
             raise ConfigError(
                 f"{path} is of the old form ([registries.search]), which cannot be mixed with [[registry]]"
             )
-        entries = tables.get("registry", [])
-        for entry in entries if isinstance(entries, list) else []:
+        for entry in tables_of(tables.get("registry")):
             prefix = entry.get("prefix") or entry.get("location")
             if isinstance(prefix, str):
                 found[prefix] = path

@@ -39,6 +39,11 @@ def table_at(tables: Table, path: tuple[str, ...]) -> Table:
     return tables
 
 
+def tables_of(value: Any) -> list[Table]:
+    """The tables of an array of tables; none of what is none."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
 def set_text(file: str, text: str, path: tuple[str, ...], key: str, value: str) -> str:
     """The text of a file with one text value set in one table. Raises ConfigError where that cannot be done safely."""
     expected = copy.deepcopy(read_toml(file, text))

@@ -44,5 +44,8 @@ class Digest:
         """The digest as one path component."""
         return f"{self.algorithm}-{self.hex}"
 
+    def __hash__(self) -> int:
+        return hash(self.hex)  # which text remembers: a catalog asks for millions
+
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"

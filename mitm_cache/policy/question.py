@@ -80,7 +80,8 @@ def _meant(target: str) -> Operation:
     path = target.partition("?")[0]
     for _ in range(3):  # encoded, and encoded again
         path = unquote(path)
+    path = re.sub(r";[^/\\]*", "", path)  # parameters of a segment (RFC 3986, 3.3), which some servers drop
     try:
-        return classify(normpath(re.sub("/+", "/", path)))
+        return classify(normpath(re.sub(r"[/\\]+", "/", path)))
     except ClientError:
         return Other()

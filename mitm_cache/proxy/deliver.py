@@ -24,6 +24,7 @@ from OpenSSL import SSL
 
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.proxy.door import Exchange
+from mitm_cache.tasks import in_pool
 from mitm_cache.wire.message import FileBody, Source, StreamBody
 
 CHUNK = 256 << 10
@@ -177,8 +178,7 @@ class Pump:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                     raise
                 self._blocking_devices.add(device)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reads, os.preadv, fd, [buffer], position)
+        return await in_pool(self._reads, lambda: os.preadv(fd, [buffer], position))
 
 
 def encrypt(tls: Sequence[SSL.Connection], data: memoryview | bytes) -> Iterator[memoryview | bytes]:

@@ -27,19 +27,22 @@ MAX_BODY = 64 << 10
 type Pages = Callable[[str, str, str], Response]
 """Answers for the cache itself, by method, path and Accept."""
 _LENGTH = re.compile("[0-9]{1,18}")
-_TARGET = re.compile("[!-~]+")
+_TARGET = re.compile('[!"$-~]+')
+_METHOD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 FORMS = {"authority": 405, "absolute": 400}
 """What is answered to request lines that ask for a proxy (RFC 9112, 3.2): this is not one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a connection came in: by which listener and local port, and behind which CONNECT of which user, if one."""
+    """How a connection came in: by which listener and local port, and behind which CONNECT of which user, if one, with
+    the hash of the password that let it in."""
 
     listener: str
     port: int
     target: str = ""
     user: str = ""
+    hash: str = field(default="", repr=False)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class Exchange:
     user_agent: str
     journal: Journal
     user: str = ""
+    hash: str = field(default="", repr=False)
+    """Of the password by which the user was let in with the connection."""
     request: Request | None = None
     registry: Registry | None = None
     relayed: bool = False
@@ -180,6 +185,7 @@ class Door:
             user_agent=_readable(request.headers.get("user-agent", "")),
             journal=self._journal,
             user=way.user,
+            hash=way.hash,
         )
         try:
             sni = (client.sni or "").lower().rstrip(".") if client.tls else None
@@ -265,8 +271,11 @@ class Door:
         # mitmproxy unfolds no header and keeps a bare CR: upstream could take what follows for a header of its own.
         if any(control in value for _, value in request.headers.fields for control in (b"\r", b"\n", b"\0")):
             raise ClientError("a header holds a control character or goes on in a second line")
+        if not _METHOD.fullmatch(request.method):
+            raise ClientError("a method is a word of ASCII letters, digits and a few signs (RFC 9110, 5.6.2)")
+        # libcurl leaves out a fragment: upstream would be asked for another path than the one that is judged here.
         if not _TARGET.fullmatch(request.path):
-            raise ClientError("a path and query are printable ASCII; anything else is percent-encoded (RFC 3986)")
+            raise ClientError("a path and query are printable ASCII but #; anything else is percent-encoded (RFC 3986)")
         return hosts
 
     def _page(self, request: http.Request) -> Response:

@@ -7,7 +7,7 @@ registries are intercepted, and every other host is tunnelled, by the ports and 
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from socket import socket
 from typing import Protocol
@@ -38,11 +38,12 @@ class Dial(Protocol):
 @dataclass(frozen=True, slots=True)
 class Intercepted:
     """The connection is mitmproxy's, from its beginning; `target` is the host that CONNECT named, and `user` who it
-    was, or ""."""
+    was, or "", with the `hash` of the password that it had."""
 
     reader: Replay
     target: str = ""
     user: str = ""
+    hash: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +133,7 @@ class Front:
                 return Intercepted(Replay(coming.reader, asked.data))
             refusal = await self._unwelcome(coming.client, asked.login)
             if refusal is None:
-                user = asked.login.name if asked.login is not None and self._users is not None else ""
-                return self._target(asked, coming.reader, user)
+                return self._target(asked, coming.reader)
             if attempt == MAX_LOGINS:
                 raise refusal
             self._refuse(coming, refusal, again=True)
@@ -152,9 +152,12 @@ class Front:
             right = await self._users.check(client, login)
         return None if right else ClientError("the user or the password is wrong", status=407, code="UNAUTHORIZED")
 
-    def _target(self, asked: Connect, reader: asyncio.StreamReader, user: str) -> Intercepted | Tunnelled:
+    def _target(self, asked: Connect, reader: asyncio.StreamReader) -> Intercepted | Tunnelled:
+        user = hash_ = ""
+        if self._users is not None and asked.login is not None:
+            user, hash_ = asked.login.name, self._users.hash_by(asked.login)
         if self._known.at(asked.host, asked.port) or asked.host in self._own:
-            return Intercepted(Replay(reader, asked.rest), asked.host, user)
+            return Intercepted(Replay(reader, asked.rest), asked.host, user, hash_)
         if asked.port not in self._connect_ports:
             allowed = ", ".join(map(str, sorted(self._connect_ports))) or "none"
             raise ClientError(

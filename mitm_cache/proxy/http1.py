@@ -1,7 +1,11 @@
 """HTTP/1.1 as mitmproxy speaks it, with what it leaves out, and the framing of bodies that go past its events."""
 
+import re
+from http import HTTPStatus
+
 import h11
 from h11._readers import ChunkedReader, ContentLengthReader
+from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
@@ -11,6 +15,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitm_cache.errors import ClientError
 from mitm_cache.proxy.head import MAX_HEAD, refuse_head
 
+_LINE_BREAK = re.compile(rb"\r?\n")
 LINE = 64
 """Bytes that are shown to h11 at a time: enough for the line before a chunk, and little to copy."""
 
@@ -24,6 +29,8 @@ class OneWriteServer(Http1Server):
         self.body_follows = False
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        if isinstance(event, ResponseHeaders) and event.response.status_code >= HTTPStatus.OK and self._is_last():
+            event.response.headers["Connection"] = "close"
         follows = self.body_follows and isinstance(event, ResponseHeaders) and not event.end_stream
         self.body_follows = False
         if follows:
@@ -38,15 +45,26 @@ class OneWriteServer(Http1Server):
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
+            if not self.conn.state & ConnectionState.CAN_READ:
+                return  # its client has left, of which mitmproxy need not say more, and nobody waits for an answer
             received: bytearray = self.buf._data  # not copied: a megabyte of requests may wait in it
-            while received[:2] == b"\r\n":
-                self.buf.maybe_extract_at_most(2)  # RFC 9112, 2.2; mitmproxy takes one of them for a head, and waits
+            while begins := _LINE_BREAK.match(received):
+                # RFC 9112, 2.2; mitmproxy takes one of them for a head, and waits
+                self.buf.maybe_extract_at_most(begins.end())
             if refusal := refuse_head(received):
                 yield commands.SendData(self.conn, refusal)
                 yield commands.CloseTcpConnection(self.conn, half_close=True)
                 self.state = self.done
                 return
         yield from super().read_headers(event)
+
+    def _is_last(self) -> bool:
+        """Whether a connection ends with the answer: its client has said so (RFC 9112, 9.6), in capitals too, which
+        mitmproxy does not know; or it is of a time when connections were not kept."""
+        request = self.request
+        assert request is not None
+        words = ",".join(request.headers.get_all("connection")).lower().split(",")
+        return request.http_version != "HTTP/1.1" or "close" in (word.strip() for word in words)
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
         reader, received = self.body_reader, self.buf._data

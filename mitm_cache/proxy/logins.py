@@ -5,7 +5,7 @@ cache as a mirror, whose ping has asked for it; other registries have asked for 
 """
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mitm_cache.answers import explain
@@ -18,15 +18,23 @@ from mitm_cache.wire.message import Request, Response
 
 _AUTHORITY = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
-type Login = Basic | Token
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The user of a connection, who may be none any more."""
+
+
+type Login = Basic | Token | Connected
 """What has to be judged, which may take a while."""
 
 
 class Asking(Protocol):
-    """A request and whose it is, or the answer that it has already."""
+    """A request and whose it is, or the answer that it has already; `hash` is of the password by which its connection
+    was let in, where it was."""
 
     client: str
     user: str
+    hash: str
     request: Request | None
     response: Response | None
 
@@ -50,20 +58,30 @@ class Logins:
 
     def sort(self, asking: Asking) -> Login | None:
         """What `settle` has to judge of a request; None where there is nothing, and where all is known already."""
+        if self._users is None or asking.request is None or asking.response is not None:
+            return None
+        if asking.hash:
+            if not self._users.is_current():
+                return Connected()
+            self._hold(self._users, asking)
+        return self._sort(self._users, asking)
+
+    def _sort(self, users: Users, asking: Asking) -> Basic | Token | None:
         request = asking.request
-        if self._users is None or request is None or request.credential is None or asking.response is not None:
+        assert request is not None
+        if request.credential is None:
             return None
         values = request.headers.get_all("authorization")
         if self._tokens is not None and self._is_for_us(self._tokens, request, values):
             token = parse_bearer(values)
-            if token is not None and not self._users.is_current():
+            if token is not None and not users.is_current():
                 return token
             self._judge(self._tokens, asking, token)
             return None
         login = parse_basic(values)
         if login is None:
             return None
-        right = self._users.recall(login)
+        right = users.recall(login)
         if right:
             _take(asking, login.name)
         return login if right is None else None
@@ -71,6 +89,12 @@ class Logins:
     async def settle(self, asking: Asking, login: Login) -> None:
         """Keep what is for the cache itself from going upstream; anything else is for the registry."""
         assert self._users is not None
+        if isinstance(login, Connected):
+            await self._users.look()
+            self._hold(self._users, asking)
+            if (more := self._sort(self._users, asking)) is None:
+                return
+            login = more
         if isinstance(login, Token):
             assert self._tokens is not None
             await self._users.look()
@@ -82,6 +106,13 @@ class Logins:
         except ClientError as error:
             if self._users.knows(login.name):  # it may be the right password, and upstream is not to see that
                 asking.response = explain(error, asking.request)
+
+    def _hold(self, users: Users, asking: Asking) -> None:
+        """A connection is its user's for as long as that one has the password which let it in; then a stranger's."""
+        assert asking.request is not None
+        if users.hash_of(asking.user) != asking.hash:
+            asking.user = ""
+            asking.request = replace(asking.request, user="")
 
     def _is_for_us(self, tokens: OwnTokens, request: Request, values: list[str]) -> bool:
         if request.registry.is_local and is_bearer(values):

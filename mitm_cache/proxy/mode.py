@@ -26,6 +26,7 @@ from mitm_cache.proxy.head import MAX_HEAD
 from mitm_cache.proxy.layer import DeliveryLayer, RefusalLayer
 from mitm_cache.proxy.patience import Limits, Patience
 from mitm_cache.proxy.peek import Replay
+from mitm_cache.tasks import stop_accepting
 from mitm_cache.wire.clients import Clients
 
 BACKLOG = 1024
@@ -96,7 +97,7 @@ class Listeners:
     def leave(self) -> None:
         """Stop accepting; who is connected stays. Others who hold a socket go on accepting at it."""
         for server in self._servers:
-            server.close()
+            stop_accepting(server)
 
     def done(self) -> None:
         """Stop accepting, and drop the connections that are open."""
@@ -124,7 +125,7 @@ class Listeners:
         try:
             intercepted = await self._front.receive(listener, address, reader, writer)
             if intercepted is not None:
-                way = Way(listener, port, intercepted.target, intercepted.user)
+                way = Way(listener, port, intercepted.target, intercepted.user, intercepted.hash)
                 await self._intercept(way, intercepted.reader, writer)
         finally:
             try:

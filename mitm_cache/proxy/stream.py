@@ -159,9 +159,9 @@ class DeliveryStream(HttpStream):
             self.flow.request = event.request
             yield from self._refuse(exchange, exchange.response)
             return
-        expected = ""
-        if exchange.received:
-            # mitmproxy would say "continue" at once, to what may be refused.
+        expected, is_old = "", event.request.http_version != HTTP_1_1
+        if exchange.received or is_old:
+            # mitmproxy would say "continue" at once, to what may be refused and to who does not know the word.
             expected = event.request.headers.pop("expect", "").lower()
         yield from super().state_wait_for_request_headers(event)
         if not self.flow.live:
@@ -171,8 +171,7 @@ class DeliveryStream(HttpStream):
         if exchange.relayed and exchange.request is not None:
             yield from self._begin_relay(exchange, exchange.request)
         elif exchange.received and exchange.request is not None:
-            awaits = expected == "100-continue" and event.request.http_version == HTTP_1_1
-            yield from self._receive(exchange, exchange.request, awaits)
+            yield from self._receive(exchange, exchange.request, expected == "100-continue" and not is_old)
 
     def _begin_relay(self, exchange: Exchange, request: Request) -> layer.CommandGenerator[None]:
         exchange.response = self._relay.judge(request)

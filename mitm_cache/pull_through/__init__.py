@@ -49,7 +49,9 @@ class PullThrough:
         self._users = users
         self._pushes = pushes
         self._leg = leg
-        self._gate = gate = Gate(links=known.links, readers=known.readers, verdicts=known.verdicts, leg=leg)
+        self._gate = gate = Gate(
+            blobs=known.blobs, links=known.links, readers=known.readers, verdicts=known.verdicts, leg=leg
+        )
         self._contents = Contents(blobs=known.blobs, links=known.links, gate=gate, leg=leg)
         self._tags = Tags(known=known, spool=spool, gate=gate, contents=self._contents, leg=leg, ttl=ttl)
         self._listings = Listings(known=known, policy=policy, gate=gate, leg=leg, ttl=ttl)

@@ -4,10 +4,11 @@ import os
 from dataclasses import replace
 from http import HTTPStatus
 
-from mitm_cache.answers import content, content_head, outcome_of, pass_back
+from mitm_cache.answers import content, content_head, outcome_of, pass_back, unavailable
 from mitm_cache.cache.blobs import Blob, Blobs
 from mitm_cache.cache.entry import Head, Link
 from mitm_cache.cache.links import Links
+from mitm_cache.errors import UpstreamError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.looks import OCTETS, is_told, type_within
 from mitm_cache.oci.manifest import MAX_SIZE, Accept
@@ -15,7 +16,7 @@ from mitm_cache.oci.operation import Manifest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.policy import Ruling
 from mitm_cache.policy.ruled import unfilled
-from mitm_cache.pull_through.gate import Gate, asked_type, whole_size
+from mitm_cache.pull_through.gate import Gate, asked_type, is_of, whole_size
 from mitm_cache.upstream.client import REFUSALS, Call
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.flight import Landed
@@ -52,8 +53,15 @@ class Contents:
     async def blob(self, request: Request, repository: Repository, digest: Digest, ruling: Ruling) -> Response:
         """A blob."""
         if request.method == "HEAD":
-            return await self._head(request, repository, digest, Accept())
+            head = self._head_for_push if self._may_push(request, repository, digest) else self._head
+            return await head(request, repository, digest, Accept())
         return await self.fetch(request, repository, digest, ruling, accept=Accept(), max_size=None)
+
+    def _may_push(self, request: Request, repository: Repository, digest: Digest) -> bool:
+        """Whether a push may ask for a blob: not at a mirror, nor where clients have no way to log in; and what the
+        operator has put here is not of upstream."""
+        lent = self._gate.modes.lends(request.registry.name, request.credential)
+        return not (request.mirror or lent or self._gate.is_given(request, repository, digest))
 
     async def _uncached(self, request: Request) -> Response:
         answer = await self._leg.exchange(self._gate.call(request, limit=MAX_SIZE))
@@ -61,21 +69,55 @@ class Contents:
 
     async def _head(self, request: Request, repository: Repository, digest: Digest, accept: Accept) -> Response:
         """HEAD stays HEAD: from the cache where the content is here, else passed on."""
+        here = await self._head_here(request, repository, digest, accept)
+        return here or await self._head_there(request, repository, digest, accept)
+
+    async def _head_for_push(
+        self, request: Request, repository: Repository, digest: Digest, accept: Accept
+    ) -> Response:
+        """Pulls ask for no blob so, and pushes leave out what is there, which upstream may have removed since it was
+        cached: it is asked."""
+        try:
+            response = await self._head_there(request, repository, digest, accept)
+        except UpstreamError as error:
+            if here := await self._head_here(request, repository, digest, accept):
+                here.reason = f"{error.message}; {here.reason}"
+                return here
+            raise
+        blob = self._blobs.open(digest) if response.outcome == "MISS" else None
+        if blob is None:
+            return response
+        blob.close()
+        return content_head(Link(digest, OCTETS, blob.size), outcome="REVALIDATED", reason="upstream has it still")
+
+    async def _head_here(
+        self, request: Request, repository: Repository, digest: Digest, accept: Accept
+    ) -> Response | None:
+        """From the cache; None where it is not here."""
         blob = self._blobs.open(digest)
-        if blob is not None:
-            try:
-                reason = await self._gate.permit(request, repository, digest, accept)
-                kind = await self._kind(request, repository, digest, blob)
-            finally:
-                blob.close()
-            return content_head(Link(digest, kind, blob.size), outcome="HIT", reason=reason)
-        answer = await self._leg.exchange(self._gate.call(request, accept=accept))
+        if blob is None:
+            return None
+        try:
+            reason = await self._gate.permit(request, repository, digest, accept)
+            kind = await self._kind(request, repository, digest, blob)
+        finally:
+            blob.close()
+        return content_head(Link(digest, kind, blob.size), outcome="HIT", reason=reason)
+
+    async def _head_there(self, request: Request, repository: Repository, digest: Digest, accept: Accept) -> Response:
+        """From upstream, as this client is answered there."""
+        call = self._gate.call(request, accept=accept)
+        answer = await self._leg.exchange(call, patient=not self._blobs.has(digest))
         if answer.ok:
-            await self._gate.grant(request, repository)
+            self._gate.check(answer, digest)
+            if is_of(answer, digest):  # which tells it from a page to log in
+                await self._gate.grant(request, repository)
             response = pass_back(answer, request, "MISS", "not cached; HEAD passed on")
             if answer.length is not None:
                 response.headers += Headers([("Content-Length", str(answer.length))])
             return response
+        if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
+            raise unavailable(answer)
         if answer.hops:
             return await self._probe(request, digest, accept)
         return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
@@ -115,7 +157,7 @@ class Contents:
             reason = await self._gate.permit(request, repository, digest, accept)
 
         try:
-            boarding = await self._leg.board(digest, self._supply(call, repository, max_size, fills=fills), ask)
+            boarding = await self._leg.board(digest, self._supply(request, call, repository, max_size, fills), ask)
         except Uncacheable:
             return await self._uncached(request)
         if isinstance(boarding, Landed):
@@ -128,7 +170,7 @@ class Contents:
             return content(request, digest, boarding.blob, head, outcome="HIT", reason=reason)
         passenger = boarding.passenger
         if boarding.first and not fills:
-            await self._gate.grant(request, repository)
+            self._gate.look_at_strangers(request, repository)
         head = self._head_in_flight(request, repository, digest, passenger.head)
         outcome, reason = ("MISS", "not cached") if boarding.first else ("JOINED", "already being fetched")
         reason = boarding.reason or reason
@@ -163,11 +205,16 @@ class Contents:
         if not (ruling.may_fill or self._blobs.has(digest)):
             raise unfilled(ruling, request)
 
-    def _supply(self, call: Call, repository: Repository, max_size: int | None, *, fills: bool) -> Supply:
+    def _supply(
+        self, request: Request, call: Call, repository: Repository, max_size: int | None, fills: bool
+    ) -> Supply:
         """How content is fetched, and recorded when it is here."""
         registry = call.registry.name
 
         def landed(link: Link) -> None:
+            # Not before the content is proven: whom a registry does not let in may be led to a page to log in.
+            if not fills:
+                self._gate.keep(request, repository)
             # A blob has no type of its own, whatever storage calls it.
             self._links.hold(registry, repository, link if max_size else replace(link, media_type=OCTETS))
 

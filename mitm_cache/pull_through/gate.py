@@ -6,12 +6,13 @@ from http import HTTPStatus
 from weakref import WeakValueDictionary
 
 from mitm_cache.answers import unavailable
+from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.links import Links
 from mitm_cache.cache.readers import Readers
 from mitm_cache.errors import MitmCacheError, OfflineError, UnreachableError, UpstreamError
 from mitm_cache.oci.digest import Digest
-from mitm_cache.oci.manifest import Accept
+from mitm_cache.oci.manifest import Accept, media_type_of
 from mitm_cache.oci.operation import Blob, Manifest, repository_of
 from mitm_cache.oci.reference import Repository
 from mitm_cache.parsing import Rights
@@ -28,7 +29,8 @@ from mitm_cache.wire.ranges import parse_content_range
 class Gate:
     """Lets clients have content of a repository, or raises upstream's own no."""
 
-    def __init__(self, *, links: Links, readers: Readers, verdicts: Verdicts, leg: Leg) -> None:
+    def __init__(self, *, blobs: Blobs, links: Links, readers: Readers, verdicts: Verdicts, leg: Leg) -> None:
+        self._blobs = blobs
         self._links = links
         self._readers = readers
         self._verdicts = verdicts
@@ -40,13 +42,15 @@ class Gate:
         self, request: Request, *, method: str | None = None, accept: Accept | None = None, limit: int = 64 << 10
     ) -> Call:
         """The request as it goes upstream."""
+        content = isinstance(request.operation, Manifest | Blob)
         header = (accept or Accept(*request.headers.get_all("accept"))).header
         return Call(
             registry=request.registry,
             # A ping or a catalog is asked for as the client asks: with no token of ours.
             repository=repository_of(request.operation),
             method=method or request.method,
-            target=request.target,
+            # What is kept is kept under its name alone: a registry is asked for no more of a manifest or blob.
+            target=request.target.partition("?")[0] if content else request.target,
             # Every cache on the way adds its name: a loop over several is seen by the first that finds its own.
             headers=Headers([("Accept", header)] if header else []) + request.headers.only("via"),
             credential=request.credential,
@@ -56,15 +60,22 @@ class Gate:
 
     async def grant(self, request: Request, repository: Repository) -> None:
         """Keep that upstream has let this client, or whoever stands for it, have something of a repository."""
+        self.look_at_strangers(request, repository)
+        await self._leg.record(lambda: self.keep(request, repository))
+
+    def keep(self, request: Request, repository: Repository) -> None:
+        """The same for whoever has looked at strangers before. Any thread may call it; raises StoreError."""
         name = request.registry.name
         self._verdicts.keep(name, repository, request.credential)
+        if request.credential is None:
+            self._readers.keep(name, repository, self.modes.who(name, repository, None))
+
+    def look_at_strangers(self, request: Request, repository: Repository) -> None:
+        """Ask beside a client whether strangers may have the same: nearly every client brings a token, strangers too,
+        and while upstream is away it is good to know."""
         match request.operation:
             case Manifest(_, Digest() as digest) | Blob(_, digest) if self._has_its_own_right(request):
-                # Nearly every client brings a token, strangers too: while upstream is away, it is good to know.
                 self._leg.start(self._learn_of_strangers(request, repository, digest))
-        if request.credential is None:
-            who = self.modes.who(name, repository, None)
-            await self._leg.record(lambda: self._readers.keep(name, repository, who))
 
     async def refuse(self, request: Request, repository: Repository, status: int) -> None:
         """Keep that upstream does not let whoever stands for clients read a repository any more."""
@@ -172,13 +183,31 @@ class Gate:
             case Verdict.NONE:
                 raise unavailable(answer)
             case Verdict.YES:
-                pass
+                self.check(answer, digest)
         await self.grant(request, repository)
         if not held:
             link = Link(digest, asked_type(answer, request), whole_size(answer) or 0)
             await self._leg.record(lambda: self._links.hold(name, repository, link))
         lent = self.modes.lends(name, request.credential) and self.modes.owner(name, repository)
         return "upstream said yes to the cache's credential" if lent else "upstream said yes to this client"
+
+    def check(self, answer: Answer, digest: Digest) -> None:
+        """Raise UpstreamError where a yes is not about this content, as far as that can be told: there may be a page in
+        a registry's place, which says yes to everything."""
+        if is_of(answer, digest):
+            return
+        try:
+            size = self._blobs.path(digest).stat().st_size
+        except OSError:
+            size = None  # it is still coming
+        page = media_type_of(answer.headers.get("content-type") or "") == "text/html"
+        if page or (size is not None and whole_size(answer) not in (None, 0, size)):
+            raise UpstreamError(f"{answer.origin} answered a question about {digest} with something else")
+
+
+def is_of(answer: Answer, digest: Digest) -> bool:
+    """Whether a registry says itself that its answer is about this content."""
+    return answer.headers.get("docker-content-digest") == str(digest)
 
 
 def unasked(error: UpstreamError, what: str) -> UpstreamError:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 from mitm_cache.answers import API_VERSION, outcome_of, pass_back, small, stale, unavailable
@@ -25,6 +26,7 @@ from mitm_cache.registries import DOCKER_HUB
 from mitm_cache.upstream.client import Call
 from mitm_cache.upstream.curl import Answer
 from mitm_cache.upstream.leg import Leg
+from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.message import Request, Response
 
 LIST_SIZE = 8 << 20
@@ -76,9 +78,7 @@ class Theirs:
             return None
         found = document.get(key) if isinstance(document, dict) else None
         names = [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
-        link = _LINK.search(answer.headers.get("link") or "")
-        # Of an address only the query is used here; splitting all of it raises where its host is malformed.
-        return cls(names, link[1].partition("#")[0].partition("?")[2] if link else "")
+        return cls(names, _following(answer))
 
 
 class Listings:
@@ -117,7 +117,7 @@ class Listings:
 
     async def tags(self, request: Request, repository: Repository, call: Call) -> Response:
         """The tags of one repository. Raises MitmCacheError."""
-        page = Page.of(request.target)
+        Page.of(request.target)  # before anybody is asked
         registry = request.registry.name
         given = await self._leg.run(lambda: self._given.tags(registry, repository))
         cached: list[str] = []
@@ -131,8 +131,7 @@ class Listings:
         theirs = Theirs.of(answer, "tags")
         if theirs is None and not cached:
             return _without(answer, request)
-        path = f"{request.given}{repository}"
-        return _answer(request, f"{path}/tags/list", {"name": path}, "tags", page, cached, theirs)
+        return _tags(request, repository, cached, theirs)
 
     async def whole(self, request: Request, repository: Repository, name: str, call: Call) -> Response:
         """A list as upstream has it, or has had it a moment ago; the last it gave where it is away.
@@ -154,27 +153,43 @@ class Listings:
             answer = await self._leg.exchange(
                 call, patient=kept is None or not self._gate.is_left_open(request, repository)
             )
-            if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
-                raise unavailable(answer)
+            listed = _listed(answer, request)
         except UpstreamError as error:
-            kept = await self._leg.run(lambda: self._lists.find(registry, repository, name))
-            if not self._gate.is_left_open(request, repository):
-                kept = None
-            if (response := await self._put_here(request, kept, error)) is not None:
-                return response
-            if kept is None:
-                raise
-            if isinstance(error, OfflineError):
-                return _told(kept, request, "HIT", error.message)
-            return stale(_told(kept, request, "STALE", f"{error.message}; it was so {kept.told}"), kept.age)
-        if answer.ok:
+            return await self._last(request, repository, name, error)
+        if listed is not None:
             await self._gate.grant(request, repository)
-            if plain and request.method == "GET" and answer.headers.get("link") is None:
+            whole = plain and answer.headers.get("link") is None
+            if whole and (listed or kept is not None or self._is_about_ours(request)):
                 media_type = answer.headers.get("content-type") or "application/json"
                 await self._leg.record(
                     lambda: self._lists.keep(registry, repository, name, answer.body, media_type, at)
                 )
-        return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
+        response = pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
+        if request.mirror and isinstance(request.operation, Referrers):
+            path = f"{request.given}{repository}/referrers/{request.operation.digest}"
+            response.headers = response.headers.without(["link"]) + _link(request, path, _following(answer))
+        return response
+
+    async def _last(self, request: Request, repository: Repository, name: str, error: UpstreamError) -> Response:
+        """The list as it was, for who may read it, or of what was put here. Raises the error where there is none."""
+        kept = None
+        if self._gate.is_left_open(request, repository):
+            kept = await self._leg.run(lambda: self._lists.find(request.registry.name, repository, name))
+        if (response := await self._put_here(request, kept, error)) is not None:
+            return response
+        if kept is None:
+            raise error
+        if isinstance(error, OfflineError):
+            return _told(kept, request, "HIT", error.message)
+        return stale(_told(kept, request, "STALE", f"{error.message}; it was so {kept.told}"), kept.age)
+
+    def _is_about_ours(self, request: Request) -> bool:
+        """Registries have a list, an empty one, for whatever digest somebody thinks of."""
+        match request.operation:
+            case Referrers(repository, digest):
+                return self._links.holds(request.registry.name, repository, digest) is not None
+            case _:
+                return True
 
     async def _put_here(self, request: Request, kept: KeptList | None, error: UpstreamError) -> Response | None:
         """The list of what the operator has put here, and what is `kept` of upstream's; None where that is all."""
@@ -185,8 +200,7 @@ class Listings:
                 known = names_in(kept.content) if kept is not None else []
                 if set(given) <= set(known):
                     return None
-                path, page = f"{request.given}{repository}", Page.of(request.target)
-                response = _answer(request, f"{path}/tags/list", {"name": path}, "tags", page, [*given, *known], None)
+                response = _tags(request, repository, [*given, *known])
                 response.reason = f"{error.message}; cached, and put here"
                 return response
             case Referrers(repository, digest) if kept is None:
@@ -251,17 +265,58 @@ class Listings:
             return None
 
 
+def _listed(answer: Answer, request: Request) -> Any:
+    """What upstream's list of tags or referrers holds; None where it has not given one.
+
+    Raises UpstreamError where it cannot say, and for what is no list, such as a page to log in.
+    """
+    if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
+        raise unavailable(answer)
+    if not answer.ok or request.method == "HEAD":
+        return None
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or document.keys().isdisjoint(("tags", "manifests")):
+        raise UpstreamError(f"{answer.origin} sent no list")
+    return document.get("tags") or document.get("manifests") or []
+
+
 def _told(kept: KeptList, request: Request, outcome: str, reason: str) -> Response:
+    if isinstance(request.operation, TagList) and "?" in request.target:
+        response = _tags(request, request.operation.repository, names_in(kept.content))
+        response.outcome, response.reason = outcome, reason
+        return response
     headers = [API_VERSION, ("Content-Type", kept.media_type)]
     return small(HTTPStatus.OK, headers, kept.content, request, outcome=outcome, reason=reason)
 
 
 def _without(answer: Answer | None, request: Request) -> Response:
     """Nothing is cached that this client may see: upstream's own word."""
-    if answer is None:
-        raise UpstreamError(f"{request.registry.name} does not answer, and nothing of this repository is cached")
+    if answer is None or answer.ok:
+        words = "does not answer" if answer is None else "sent no list"
+        raise UpstreamError(f"{request.registry.name} {words}, and nothing of this repository is cached")
     outcome = "REFUSED" if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR else "ERROR"
     return pass_back(answer, request, outcome, f"upstream answered {answer.status}")
+
+
+def _following(answer: Answer) -> str:
+    """The query of the next page, "" where there is none."""
+    link = _LINK.search(answer.headers.get("link") or "")
+    # Of an address only the query is used here; splitting all of it raises where its host is malformed.
+    return link[1].partition("#")[0].partition("?")[2] if link else ""
+
+
+def _link(request: Request, path: str, following: str) -> Headers:
+    """Where the next page is, as this client names the registry."""
+    space = f"&ns={quote(request.registry.name)}" if request.mirror and request.chosen and not request.given else ""
+    return Headers([("Link", f'</v2/{path}?{following}{space}>; rel="next"')] if following else [])
+
+
+def _tags(request: Request, repository: Repository, cached: Iterable[str], theirs: Theirs | None = None) -> Response:
+    path = f"{request.given}{repository}"
+    return _answer(request, f"{path}/tags/list", {"name": path}, "tags", Page.of(request.target), cached, theirs)
 
 
 def _answer(
@@ -280,9 +335,6 @@ def _answer(
         names, more = page.cut([*cached, *(theirs.names if theirs else [])])
         following = urlencode({"last": names[-1], "n": page.count}) if more and names else ""
         reason = "cached, and what upstream has" if theirs else "cached; upstream has no list for this client"
-    headers = [API_VERSION, ("Content-Type", "application/json")]
-    if following:
-        space = f"&ns={quote(request.registry.name)}" if request.chosen and not request.given else ""
-        headers.append(("Link", f'</v2/{path}?{following}{space}>; rel="next"'))
+    headers = [API_VERSION, ("Content-Type", "application/json"), *_link(request, path, following)]
     content = json.dumps(head | {key: names}, separators=(",", ":")).encode()
     return small(HTTPStatus.OK, headers, content, request, outcome="LOCAL", reason=reason)

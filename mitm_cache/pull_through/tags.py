@@ -8,6 +8,7 @@ from mitm_cache.cache.freshness import Fetch, Kept, Serve, plan
 from mitm_cache.cache.spool import Spool
 from mitm_cache.errors import ClientError, OfflineError, UpstreamError
 from mitm_cache.oci.digest import Digest
+from mitm_cache.oci.looks import is_told, type_within
 from mitm_cache.oci.manifest import MAX_SIZE, Accept, is_schema_1
 from mitm_cache.oci.reference import Repository, Tag
 from mitm_cache.parsing import Rights
@@ -60,7 +61,7 @@ class Tags:
             return await self._away(wanted, kept, error)
         if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
             return await self._away(wanted, kept, unavailable(answer))
-        return await (self._current(wanted, answer) if answer.ok else self._no_tag(wanted, answer, kept))
+        return await (self._current(wanted, answer, kept) if answer.ok else self._no_tag(wanted, answer, kept))
 
     async def _is_let(self, wanted: Wanted, kept: Kept) -> bool:
         """Whether a client may have what is here without upstream's being asked about the tag."""
@@ -76,14 +77,14 @@ class Tags:
         patient = kept is None or not self._gate.is_left_open(wanted.request, wanted.repository, kept.link.digest)
         return await self._leg.exchange(call, patient=patient)
 
-    async def _current(self, wanted: Wanted, answer: Answer) -> Response:
+    async def _current(self, wanted: Wanted, answer: Answer, kept: Kept | None) -> Response:
         """Upstream has said what the tag is."""
         media_type = answer.headers.get("content-type") or ""
         if is_schema_1(media_type):
             return await self._unkept(wanted)
         digest = _digest_of(answer)
         if digest is None or answer.length is None:
-            return await self._undigested(wanted)
+            return await self._undigested(wanted, kept)
         link = Link(digest, media_type, answer.length)
         await self._gate.grant(wanted.by_digest(digest), wanted.repository)
         if response := await self._too_young(wanted, link) or await self._unfilled(wanted, link):
@@ -213,7 +214,8 @@ class Tags:
                 raise unfilled(wanted.ruling, request)
             if answer.ok:
                 return pass_back(answer, request, "RELAY", "upstream answers GET where it refuses HEAD")
-        self._unknown.keep(wanted, answer)
+        stranger = request.credential is None and not self._gate.modes.lends(wanted.registry, None)
+        self._unknown.keep(wanted, answer, stranger=stranger)
         return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
 
     async def _unkept(self, wanted: Wanted) -> Response:
@@ -223,7 +225,7 @@ class Tags:
         answer = await self._leg.exchange(self._gate.call(wanted.request, limit=MAX_SIZE))
         return pass_back(answer, wanted.request, "RELAY", f"upstream answered {answer.status}")
 
-    async def _undigested(self, wanted: Wanted) -> Response:
+    async def _undigested(self, wanted: Wanted, kept: Kept | None) -> Response:
         """A registry that does not say the digest: fetch by tag, and hash."""
         request = wanted.request
         if not wanted.ruling.may_fill:
@@ -232,7 +234,12 @@ class Tags:
         media_type = answer.headers.get("content-type") or ""
         if not answer.ok or is_schema_1(media_type):
             return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
-        link = Link(Digest.of(answer.body), media_type, len(answer.body))
+        kind = type_within(answer.body)
+        if not kind:
+            # It may be a page to log in, or one that is shown while the registry is mended.
+            error = UpstreamError(f"{answer.origin} sent no manifest for {asked(request)}")
+            return await self._away(wanted, kept, error)
+        link = Link(Digest.of(answer.body), media_type if is_told(media_type) else kind, len(answer.body))
         await self._gate.grant(wanted.by_digest(link.digest), wanted.repository)
         if response := await self._too_young(wanted, link) or await self._unfilled(wanted, link):
             return response

@@ -1,4 +1,5 @@
-"""Tags that upstream has just said are not there: who asks again at once is told the same, for a few seconds."""
+"""Tags that upstream has just said are not there, or not for strangers: who asks again at once is told the same, for a
+few seconds."""
 
 import time
 from collections import OrderedDict
@@ -25,9 +26,10 @@ class Unknown:
         self._clock = clock
         self._kept: OrderedDict[tuple[str, ...], tuple[float, Answer]] = OrderedDict()
 
-    def keep(self, wanted: Wanted, answer: Answer) -> None:
-        """Keep an answer, where it says that there is no such tag."""
-        if answer.status != HTTPStatus.NOT_FOUND or len(answer.body) > MAX_BODY:
+    def keep(self, wanted: Wanted, answer: Answer, *, stranger: bool) -> None:
+        """Keep an answer, where it says that there is no such tag, or to a `stranger` that it has to log in."""
+        lasting = answer.status == HTTPStatus.NOT_FOUND or (answer.status == HTTPStatus.UNAUTHORIZED and stranger)
+        if not lasting or len(answer.body) > MAX_BODY:
             return
         self._kept[_key(wanted)] = self._clock() + KEEP_SECONDS, answer
         self._kept.move_to_end(_key(wanted))

@@ -27,8 +27,10 @@ def explain(
     code, text = int(error.args[0]), str(error.args[1]) if len(error.args) > 1 else ""
     if stopped and code == pycurl.E_ABORTED_BY_CALLBACK:
         return StoppingError("the cache is shutting down")
-    # Before the request has left, there is nobody. Who lets it wait may only be slow to answer this one.
-    absent = code in _NOBODY or (handle.getinfo(pycurl.REQUEST_SIZE) == 0 and code not in _OUR_OWN)
+    # Before there is a connection and the request has left, there is nobody: an upload counts as left only with its
+    # first 64 KiB. Who lets it wait may only be slow to answer this one.
+    left = handle.getinfo(pycurl.REQUEST_SIZE) > 0 or handle.getinfo(pycurl.PRETRANSFER_TIME) > 0
+    absent = code in _NOBODY or not (left or code in _OUR_OWN)
     kind = UnreachableError if absent and not answered else UpstreamError
     if route.proxy is not None and (why := _explain_proxy(code, text, handle, origin, route.proxy)):
         return kind(why)

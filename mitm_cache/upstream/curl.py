@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,6 +29,8 @@ MAX_HEAD = 128 << 10
 """Bytes of an answer's header fields."""
 IDLE_HANDLES = 16
 """Kept per origin, each with its open connection."""
+ALL_IDLE_HANDLES = 64
+"""Kept of all origins, of which redirects may name any number. One holds about a megabyte, most of it certificates."""
 _STATUS = re.compile("[1-5][0-9]{2}")
 _LENGTH = re.compile("[0-9]{1,18}")
 
@@ -59,7 +60,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back. `body` holds the bytes that no sink took."""
+    """What came back. `body` holds the bytes that no sink took, and nothing of a long error."""
 
     status: int
     headers: Headers
@@ -105,6 +106,8 @@ class _Exchange:
     upload: Upload | None = None
     collected: bytearray = field(default_factory=bytearray)
     failure: MitmCacheError | None = None
+    enough: bool = False
+    """Nobody wants the rest: the answer is known, and only its words are too long."""
 
     def on_header(self, line: bytes) -> int | None:
         if self.answer is not None:
@@ -138,6 +141,10 @@ class _Exchange:
             return self._guard(lambda: sink.write(data))
         self.collected += data
         if len(self.collected) > self.limit:
+            if self.answer is not None and self.answer.status >= 400:
+                self.collected.clear()
+                self.enough = True
+                return -1
             return self._fail(UpstreamError(f"{self.origin} sent more than {self.limit} bytes where few were expected"))
         return None
 
@@ -174,7 +181,7 @@ class Transport:
         """`stopped` is asked at least once a second; when true, requests under way end with UpstreamError."""
         self._agent = agent
         self._stopped = stopped
-        self._idle: defaultdict[tuple[object, ...], list[pycurl.Curl]] = defaultdict(list)
+        self._idle: list[tuple[tuple[object, ...], pycurl.Curl]] = []  # the one that was used last at the end
         self._lock = threading.Lock()
 
     def perform(
@@ -209,6 +216,8 @@ class Transport:
                 error, handle, origin, route, stopped=self._stopped(), answered=exchange.answer is not None
             )
             handle.close()
+            if exchange.enough and exchange.answer is not None:
+                return exchange.answer
             if stale and request.upload is None and exchange.failure is None:
                 return self.perform(
                     request, route, sink=sink, limit=limit, seconds=seconds, stall=stall, abandoned=abandoned
@@ -245,6 +254,8 @@ class Transport:
             connected = socket.socket(fileno=os.dup(handle.getinfo(pycurl.ACTIVESOCKET)))
         except pycurl.error as error:
             raise explain(error, handle, origin, route, stopped=self._stopped()) from None
+        except OSError as error:  # no descriptor is left for it
+            raise UpstreamError(f"no connection to {origin} can be kept: {error.strerror}") from error
         finally:
             handle.close()
         connected.setblocking(True)
@@ -324,27 +335,30 @@ class Transport:
         set_option(pycurl.XFERINFOFUNCTION, exchange.on_progress)
 
     def _take(self, origin: Origin, route: Route) -> pycurl.Curl:
+        key = (origin, *route.connection)
         with self._lock:
-            idle = self._idle[origin, *route.connection]
-            if idle:
-                return idle.pop()
+            for place in reversed(range(len(self._idle))):
+                if self._idle[place][0] == key:
+                    return self._idle.pop(place)[1]
         return pycurl.Curl()
 
     def _give_back(self, handle: pycurl.Curl, origin: Origin, route: Route) -> None:
         handle.reset()  # forgets the options and keeps the connection
+        key = (origin, *route.connection)
         with self._lock:
-            idle = self._idle[origin, *route.connection]
-            if len(idle) < IDLE_HANDLES and not self._stopped():
-                idle.append(handle)
-                return
+            is_one_of_many = sum(known == key for known, _ in self._idle) >= IDLE_HANDLES
+            if not is_one_of_many and not self._stopped():
+                self._idle.append((key, handle))
+                if len(self._idle) <= ALL_IDLE_HANDLES:
+                    return
+                _, handle = self._idle.pop(0)
         handle.close()
 
     def close(self) -> None:
         """Close the kept connections."""
         with self._lock:
-            handles = [handle for idle in self._idle.values() for handle in idle]
-            self._idle.clear()
-        for handle in handles:
+            idle, self._idle = self._idle, []
+        for _, handle in idle:
             handle.close()
 
 

@@ -157,8 +157,8 @@ class Fetching:
     def _fetch(self) -> None:
         self._start = self.size
         answer = self._supply.fetch(self._start, self)
-        if self.head is None and answer.status == 200 and answer.length is None:
-            self._promise(answer, len(answer.body))
+        if not self._start and answer.status == 200 and answer.length is None:
+            self._agree(answer, len(answer.body))
             self.write(answer.body)
         if self.head is None or not answer.ok:
             raise self._failure(answer)
@@ -180,16 +180,18 @@ class Fetching:
             if answer.status != 206 or span is None or (span.start, span.size) != (self._start, size):
                 raise Moved(f"{answer.origin} did not carry on at byte {self._start} when it was asked to")
             return True
-        if self.head is None and answer.length is None and answer.status == 200 and self._supply.max_size is not None:
+        if answer.length is None and answer.status == 200 and self._supply.max_size is not None:
             return False  # a manifest: it is small, and is had whole before anything is promised
         if answer.length is None or answer.status != 200:
             raise Hopeless(f"{answer.origin} sent content with status {answer.status} and no length")
-        if self.head is not None:
-            if answer.length != self.head.size:
-                raise Moved(f"{answer.origin} announced {answer.length} bytes, after {self.head.size} before")
-            return True
-        self._promise(answer, answer.length)
+        self._agree(answer, answer.length)
         return True
+
+    def _agree(self, answer: Answer, length: int) -> None:
+        if self.head is None:
+            self._promise(answer, length)
+        elif length != self.head.size:
+            raise Moved(f"{answer.origin} announced {length} bytes, after {self.head.size} before")
 
     def _promise(self, answer: Answer, length: int) -> None:
         media_type = answer.headers.get("content-type") or "application/octet-stream"

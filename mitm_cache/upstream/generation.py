@@ -173,7 +173,7 @@ class Passenger:
                 flight.check(self._supply)
             except Refused as error:
                 # What this client was let have when it came it may get by another's request.
-                if not (flight.supplies or flight.writing):
+                if flight.failure is not None or not (flight.supplies or flight.writing):
                     raise UpstreamError("the download failed and cannot be carried on") from error
             except Moved as error:
                 raise UpstreamError("the download failed and cannot be carried on") from error

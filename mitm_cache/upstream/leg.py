@@ -36,6 +36,8 @@ LOOKS = 4
 """Threads that look for registries that are away."""
 PATIENCE = 3.0
 """Seconds that upstream may take to answer where something else could be served, and until it is doubted."""
+DIALS = 32
+"""Apart, and those to hosts that are not configured once more: where none of them answers, logins still get through."""
 DOWNLOADS = 128
 RELAYS = 64
 UPLOADS = 128
@@ -63,6 +65,8 @@ class Leg:
         self._dialer = dialer
         self._exchanges = ThreadPoolExecutor(EXCHANGES, thread_name_prefix="exchange")
         self._chores = ThreadPoolExecutor(CHORES, thread_name_prefix="chore")
+        self._dials = ThreadPoolExecutor(DIALS, thread_name_prefix="dial")
+        self._dials_elsewhere = ThreadPoolExecutor(DIALS, thread_name_prefix="dial-elsewhere")
         self._looks = ThreadPoolExecutor(LOOKS, thread_name_prefix="look")
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._looking: set[Place] = set()
@@ -109,14 +113,18 @@ class Leg:
     def relay(self, call: Call, size: int | None) -> Passage:
         """Begin to pass a request on, whose body has `size` bytes, None where that is not known yet."""
         passage = Passage(size, stopped=self._stopped)
-        (self._relays if size == 0 else self._uploads).submit(self._relay, call, passage)
+        try:
+            (self._relays if size == 0 else self._uploads).submit(self._relay, call, passage)
+        except RuntimeError as error:  # the system has no thread left for it, or the pool has been closed
+            passage.finish(StoreError(f"nothing can be relayed now: {error}"))
         return passage
 
     def _relay(self, call: Call, passage: Passage) -> None:
         try:
             if self._stopped():
                 raise StoppingError("the cache is shutting down")  # it has waited for a thread
-            self.client.relay(call, passage)
+            if not passage.abandoned():
+                self.client.relay(call, passage)
         except MitmCacheError as error:
             passage.finish(error)
         except BaseException:
@@ -152,14 +160,14 @@ class Leg:
 
     async def upgrade(self, call: Call) -> Upgraded | None:
         """Ask a registry for a WebSocket; None where it does not give one. Raises UpstreamError."""
-        line = await in_pool(self._exchanges, partial(self.client.connect, call.registry))
+        line = await in_pool(self._dials, partial(self.client.connect, call.registry))
         base = urlsplit(self.client.base(call.registry)).path.rstrip("/")
         return await upgrade(line, base + call.target, self.client.marked(call.headers))
 
     async def dial(self, host: str, port: int, *, trusted: bool) -> socket:
         """See `Dialer.dial`."""
         work = partial(self._dialer.dial, host, port, trusted=trusted)
-        return await in_pool(self._exchanges, work)
+        return await in_pool(self._dials if trusted else self._dials_elsewhere, work)
 
     async def run[T](self, work: Callable[[], T]) -> T:
         """Do something that blocks on the disk in a thread of this leg."""
@@ -182,5 +190,7 @@ class Leg:
         self._relays.shutdown()
         self._uploads.shutdown()
         self._exchanges.shutdown()
+        self._dials.shutdown()
+        self._dials_elsewhere.shutdown()
         self._looks.shutdown()
         self._chores.shutdown()

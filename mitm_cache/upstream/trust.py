@@ -42,6 +42,8 @@ def write_bundle(folder: Path, *, system: Path | None, extra: Sequence[Path]) ->
     target = folder / f"trust-{hashlib.sha256(content).hexdigest()[:16]}.pem"
     draft = target.with_suffix(f".{os.getpid()}")
     try:
+        if target.exists() and target.read_bytes() == content:
+            return target  # a disk that is full by now has no room for another one
         draft.write_bytes(content)
         draft.replace(target)
     except OSError as error:

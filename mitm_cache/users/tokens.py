@@ -17,6 +17,7 @@ from typing import Self
 from mitm_cache.errors import TokenError
 from mitm_cache.users.key import read_or_make
 from mitm_cache.users.users import Users
+from mitm_cache.wire.basic import Basic
 
 SECONDS = 3600
 """How long a token is good. Some clients get one before a push and no other in the middle of it; a shorter time would
@@ -95,6 +96,10 @@ class OwnTokens:
         if mac is None:
             raise TokenError("there is no such user any more")
         return Token(self._issuer, name, expires, mac)
+
+    async def fit(self, client: str, login: Basic) -> bool:
+        """Whether a password is right. Raises ClientError (429) where a client, or all of them, try too many."""
+        return await self._users.check(client, login)
 
     def holder(self, token: Token) -> str | None:
         """The user whose token it is, "" for a stranger's; None where it is no token of this cache, or none any

@@ -62,6 +62,11 @@ class Users:
         """A user's hash, as far as it is known (`is_current`); None for a name that is no user's."""
         return self._table.hashes.get(name)
 
+    def hash_by(self, login: Basic) -> str:
+        """The hash by which a password was found right, and with which it ends; "-" where that is another by now."""
+        hash_ = self._table.hashes.get(login.name)
+        return hash_ if hash_ is not None and self._kept(self._fingerprint(login)) else "-"
+
     def is_current(self) -> bool:
         """Whether the file has been looked at just now; otherwise it is time to `look`."""
         return self._clock() < self._due

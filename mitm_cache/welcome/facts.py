@@ -1,7 +1,9 @@
 """What the pages tell: the CA, the cache's names, and where its listeners are reached."""
 
+import fcntl
 import socket
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Self
@@ -18,6 +20,8 @@ TLS_PORT = 443
 """Where clients ask for a registry by its name: an entry of a hosts file holds no port."""
 _EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104 - compared with, not listened on
 _LOOPBACK = ("::1", "127.0.0.1")
+_SIOCGIFADDR = 0x8915
+"""linux/sockios.h: the address of an interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,19 @@ def own_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737): only asks the kernel for a route
-            address: str = probe.getsockname()[0]
-        except OSError:
-            address = "127.0.0.1"
+        except OSError:  # there is none where a network has no way out
+            return next(_addresses(probe), "127.0.0.1")
+        address: str = probe.getsockname()[0]
     return address
+
+
+def _addresses(probe: socket.socket) -> Iterator[str]:
+    """The first IPv4 address of each interface but the loopback one, in the kernel's order."""
+    for _, name in socket.if_nameindex():
+        try:
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+        except OSError:  # it has none
+            continue
+        address = socket.inet_ntoa(answer[20:24])  # struct ifreq: a name of 16 bytes, family and port, the address
+        if not address.startswith("127."):
+            yield address

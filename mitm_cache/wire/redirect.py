@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from mitm_cache.errors import UpstreamError
@@ -12,8 +13,10 @@ from mitm_cache.wire.redact import redact
 MAX_HOPS = 10
 STATUSES = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"https": 443, "http": 80}
-# Neither percent signs nor other scripts: libcurl would decode them to a host that no Route was found for.
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+# What libcurl would take for a host that no Route was found for is none: percent signs and other scripts, which it
+# decodes; a minus in front, by which it forgets the addresses it is given; and numbers that it reads as IPv4.
+_HOST = re.compile(r"[a-z0-9._][a-z0-9._-]*|[0-9a-f:.]*:[0-9a-f:.]*")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Origin:
             port = parts.port
         except ValueError as error:
             raise UpstreamError(f"{redact_safely(url)} is not a URL: {error}") from error
-        if parts.scheme not in _DEFAULT_PORTS or parts.hostname is None or not _HOST.fullmatch(parts.hostname):
+        if parts.scheme not in _DEFAULT_PORTS or parts.hostname is None or port == 0 or not _is_host(parts.hostname):
             raise UpstreamError(f"{redact_safely(url)} is not an http or https URL")
         return cls(parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme])
 
@@ -44,6 +47,15 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host and _NUMBER.fullmatch(host):
+        try:
+            IPv4Address(host)
+        except ValueError:
+            return False
+    return _HOST.fullmatch(host) is not None
 
 
 def redact_safely(url: str) -> str:

@@ -1,16 +1,17 @@
 """What the admin listener shows of a service with workers: all of them together."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 from mitm_cache.admin.facts import Facts
+from mitm_cache.admin.health import DEAF, OK, WAITING
 from mitm_cache.admin.metrics import Numbers
 from mitm_cache.admin.report import Report, Tally
 from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.disk import Disk
 from mitm_cache.cache.layout import Layout
 from mitm_cache.config import Config
 from mitm_cache.listening import Bound
@@ -21,8 +22,10 @@ from mitm_cache.workers.hand import Hand
 class Account:
     """Adds up what workers report. Those that were killed leave what they told last, a second before at most."""
 
-    def __init__(self, crews: Callable[[], Sequence[Crew]]) -> None:
-        """`crews`: who serves, the last of them by the configuration of now."""
+    def __init__(self, layout: Layout, crews: Callable[[], Sequence[Crew]]) -> None:
+        """`crews`: who serves, the last of them by the configuration of now. Raises StoreError."""
+        self._layout = layout
+        self._disk = Disk(layout.root)
         self._crews = crews
         self.numbers = Numbers([])
         self._tally = Tally(self.numbers)
@@ -31,7 +34,7 @@ class Account:
 
     def retire(self, hand: Hand) -> None:
         """A worker has ended."""
-        self._tally.retire(_report(hand))
+        self._tally.retire(hand.report)
 
     def close(self, crew: Crew) -> None:
         """A crew has ended."""
@@ -42,18 +45,18 @@ class Account:
         await asyncio.gather(*(hand.ask() for hand in self._serving()), return_exceptions=True)
         self._tally.add_up(self._reports(hand for crew in self._crews() for hand in crew.hands.values()))
 
-    def facts(self, config: Config, layout: Layout, custody: Custody, bound: Bound) -> Facts:
+    def facts(self, config: Config, custody: Custody, bound: Bound) -> Facts:
         """What the pages are told."""
         return Facts(
             version=version("mitm-cache"),
             started=self._started,
-            layout=layout,
-            blobs=Blobs(layout.blobs),
+            layout=self._layout,
+            blobs=Blobs(self._layout.blobs),
             addresses=tuple(bound.addresses()),
             ca=custody.describe,
-            limit=lambda: config.max_size.of(_disk_size(layout)),
+            limit=lambda: config.max_size.of(self._disk.size()),
             in_flight=lambda: sum(report.in_flight for report in self._reports(self._serving())),
-            accepting=self._accepting,
+            listeners=self._listeners,
             clock=lambda: datetime.now(UTC),
             freshen=self.freshen,
             alive=lambda: bool(self._serving()) and all(hand.answers for hand in self._serving()),
@@ -62,25 +65,27 @@ class Account:
             usage=lambda: self._tally.usage,
         )
 
-    def _accepting(self) -> bool:
+    def _listeners(self) -> str:
         # The last crew is not there yet while a reload brings it up: those before it serve until then.
-        return any(self._accepts(crew) for crew in self._crews())
-
-    def _accepts(self, crew: Crew) -> bool:
-        reports = list(self._reports(crew.serving))
-        return bool(reports) and all(report.accepting for report in reports)
+        crew = max(self._crews(), key=lambda crew: len(_accepting(crew)) / crew.count, default=None)
+        return DEAF if crew is None else _condition(crew)
 
     def _serving(self) -> list[Hand]:
         return [hand for crew in self._crews() for hand in crew.serving]
 
     def _reports(self, hands: Iterable[Hand]) -> Iterator[Report]:
-        return (report for hand in hands if (report := _report(hand)) is not None)
+        return (hand.report for hand in hands if hand.report is not None)
 
 
-def _report(hand: Hand) -> Report | None:
-    return Report.from_json(hand.report) if hand.report is not None else None
+def _accepting(crew: Crew) -> list[Hand]:
+    # Who has said nothing else yet has just said that it does.
+    return [hand for hand in crew.serving if hand.answers and (hand.report is None or hand.report.accepting)]
 
 
-def _disk_size(layout: Layout) -> int:
-    status = os.statvfs(layout.root)
-    return status.f_frsize * status.f_blocks
+def _condition(crew: Crew) -> str:
+    """Whether all of a crew accept connections, in the words of the checks."""
+    count = len(_accepting(crew))
+    if count == crew.count:
+        return OK
+    silent = [f"; worker {hand.pid} does not answer" for hand in crew.serving if not hand.answers]
+    return "".join((f"{WAITING}{count} of {crew.count} workers accept them" if count else DEAF, *silent))

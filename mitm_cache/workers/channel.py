@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mitm_cache.config import Config
+from mitm_cache.errors import MitmCacheError
 from mitm_cache.listening import Bound
 
 MAX_SOCKETS = 253
-"""SCM_MAX_FD of Linux."""
+"""SCM_MAX_FD of Linux: so many go with one message."""
 MAX_LINE = 1 << 20
-_LENGTH = struct.Struct(">I")
+_HEAD = struct.Struct(">II")
+"""Bytes of what is pickled, and how many sockets come before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +37,44 @@ def send_work(channel: socket.socket, work: Work) -> None:
     descriptors = [bound.fileno() for _, bound in work.bound.sockets]
     # Both ends are one program of one user, and nobody else has a descriptor of the pair.
     content = pickle.dumps((work.config, names, list(work.bound.elsewhere)))
-    socket.send_fds(channel, [_LENGTH.pack(len(content))], descriptors[:MAX_SOCKETS])
+    channel.sendall(_HEAD.pack(len(content), len(descriptors)))
+    for sent in range(0, len(descriptors), MAX_SOCKETS):
+        socket.send_fds(channel, [b"\n"], descriptors[sent : sent + MAX_SOCKETS])
     channel.sendall(content)
 
 
 def receive_work(channel: socket.socket) -> Work | None:
-    """Wait for work; None where there is none, because the supervisor is gone or needs no more workers."""
-    head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, MAX_SOCKETS)
-    if len(head) < _LENGTH.size:
+    """Wait for work; None where there is none, because the supervisor is gone or needs no more workers.
+
+    Raises MitmCacheError where this process may not have that many sockets.
+    """
+    head = _receive(channel, _HEAD.size)
+    if head is None:
         return None
+    length, count = _HEAD.unpack(head)
+    descriptors: list[int] = []
+    while len(descriptors) < count:
+        mark, more, _, _ = socket.recv_fds(channel, 1, MAX_SOCKETS)
+        if not mark:
+            return None
+        descriptors += more
+        if len(descriptors) < count and len(more) < MAX_SOCKETS:
+            raise MitmCacheError(f"a worker may not have the descriptors (ulimit -n) for {count} sockets")
+    content = _receive(channel, length)
+    if content is None:
+        return None
+    config, names, elsewhere = pickle.loads(content)  # noqa: S301 - the supervisor's, see send_work
+    return Work(config, Bound(_sockets(names, descriptors), elsewhere))
+
+
+def _receive(channel: socket.socket, size: int) -> bytes | None:
     content = b""
-    (length,) = _LENGTH.unpack(head)
-    while len(content) < length:
-        data = channel.recv(length - len(content))
+    while len(content) < size:
+        data = channel.recv(size - len(content))
         if not data:
             return None
         content += data
-    config, names, elsewhere = pickle.loads(content)  # noqa: S301 - the supervisor's, see send_work
-    return Work(config, Bound(_sockets(names, descriptors), elsewhere))
+    return content
 
 
 def _sockets(names: Sequence[str], descriptors: Sequence[int]) -> list[tuple[str, socket.socket]]:

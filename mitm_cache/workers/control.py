@@ -97,13 +97,16 @@ class Control:
 
 def ask(folder: Path, verb: str, *, seconds: float) -> dict[str, Any]:
     """Have the service that runs over a data directory do something, given its folder `run`. Raises OSError where
-    none answers, ValueError where what answers makes no sense."""
+    none answers to the end, ValueError where what answers makes no sense."""
     with _connectable(folder) as path, socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(seconds)
         asking.connect(path)
         asking.sendall(channel.line(verb=verb))
-        with asking.makefile("rb") as answer:
-            return channel.parse(answer.readline(channel.MAX_LINE))
+        with asking.makefile("rb") as answers:
+            answer = answers.readline(channel.MAX_LINE)
+    if not answer:
+        raise ConnectionError("the service has ended before it answered; its log may say more")
+    return channel.parse(answer)
 
 
 @contextmanager

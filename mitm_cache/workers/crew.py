@@ -63,8 +63,9 @@ class Crew:
             self._complete.set_result(None)
 
     def dismiss(self, *, linger: bool) -> None:
-        """Have everybody end when what is under way has ended; nobody is replaced any more."""
-        if self._dismissed.is_set():
+        """Have everybody end when what is under way has ended; nobody is replaced any more. Who lingers may be told
+        again not to."""
+        if self._dismissed.is_set() and linger:
             return
         self._dismissed.set()
         self.give_up()

@@ -1,6 +1,7 @@
 """One worker, as the supervisor has it: a process of its own program (exec, never a bare fork), and a line to it."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -9,20 +10,27 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.workers import channel
 from mitm_cache.workers.channel import Work
 
+if TYPE_CHECKING:
+    from mitm_cache.admin.report import Report
+
 PATIENCE = 2.0
 """Seconds that a worker has to answer: less than what probes wait."""
+END_SECONDS = 10.0
+"""What a process has to end once it says no more: its last words were that all is done."""
 LOOK_SECONDS = 0.1
 """How often it is looked whether a process has ended, where the kernel cannot tell."""
 _OTHERS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_PID")
 """What a service manager has told the supervisor, and nobody else."""
 _MEMORY = {"MALLOC_ARENA_MAX": "2"}
 """glibc has eight arenas for each processor; what comes and goes in dozens of threads leaves holes in all of them."""
+
+logger = logging.getLogger(__name__)
 
 
 class Hand:
@@ -44,7 +52,8 @@ class Hand:
         """Whether it answered when it was asked last."""
         self.failure = ""
         """Why it cannot serve, in words for the operator."""
-        self.report: dict[str, Any] | None = None
+        self.report: Report | None = None
+        self._understood = True
 
     @property
     def pid(self) -> int:
@@ -82,6 +91,8 @@ class Hand:
         return self._how()
 
     def _take(self, said: dict[str, Any]) -> None:
+        from mitm_cache.admin.report import Report  # noqa: PLC0415 - it is loaded while the first workers load
+
         match said:
             case {"ready": True}:
                 self.serves = True
@@ -90,11 +101,20 @@ class Hand:
             case {"failed": str(failure)}:
                 self.failure = failure
             case {"report": dict(report), "number": int(number)}:
-                self.report = report
                 if number in self._asked and not self._asked[number].done():
                     self._asked[number].set_result(None)
+                try:
+                    self.report = Report.from_json(report)
+                except ValueError:
+                    self._wonder()
             case _:
-                raise AssertionError(f"a worker said {sorted(said)}")
+                self._wonder()
+
+    def _wonder(self) -> None:
+        # The program may have been replaced while this process runs: that must not be the end of a worker.
+        if self._understood:
+            logger.warning("worker %d says what this version does not know; restart the service", self.pid)
+        self._understood = False
 
     async def ask(self) -> None:
         """Bring `report` up to date; `answers` says whether that could be done."""
@@ -104,11 +124,17 @@ class Hand:
         try:
             async with asyncio.timeout(PATIENCE):
                 await answered
-            self.answers = True
+            self._note(answers=True)
         except TimeoutError:
-            self.answers = False
+            self._note(answers=False)
         finally:
             del self._asked[number]
+
+    def _note(self, *, answers: bool) -> None:
+        if answers != self.answers:
+            words = "answers again" if answers else f"has not answered for {PATIENCE:g} s"
+            logger.warning("worker %d %s", self.pid, words)
+        self.answers = answers
 
     def drain(self, seconds: float, *, linger: bool) -> None:
         """Have it accept no more, and end when what is under way has ended."""
@@ -123,10 +149,19 @@ class Hand:
         self._process.kill()
 
     async def end(self) -> None:
-        """Wait until the process has ended, and let go of the line."""
+        """Let go of the line, and wait until the process has ended: it is killed where that takes too long."""
         if self._writer is not None:
             self._writer.close()
         self._line.close()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await self._ended()
+        except TimeoutError:
+            self.failure = self.failure or "it did not end by itself and was killed"
+            self.kill()
+            await self._ended()
+
+    async def _ended(self) -> None:
         while self.alive():
             try:
                 descriptor = os.pidfd_open(self.pid)

@@ -12,7 +12,7 @@ from mitm_cache.admin.pages import Pages
 from mitm_cache.admin.server import Server
 from mitm_cache.ca.custody import Custody
 from mitm_cache.ca.given import GivenCertificate
-from mitm_cache.cache.index import Index
+from mitm_cache.cache.index import open_index
 from mitm_cache.cache.layout import Layout, open_layout
 from mitm_cache.config import Config
 from mitm_cache.errors import ConfigError, MitmCacheError
@@ -29,6 +29,8 @@ GRACE_SECONDS = 3.0
 """What a process has to end once its time to drain is over; killing it costs nothing that is not resumed."""
 SPARE_SECONDS = 1.0
 """How often it is looked whether a worker is kept waiting."""
+MOST_LEAVING = 3
+"""Crews that were replaced and still have connections, each with its memory: another reload waits for one to end."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,9 @@ class Supervisor:
         self._waiting = hands
         self._load = load
         self._crews: list[Crew] = []
-        self._account = Account(lambda: self._crews)
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._hung_up = False
+        self._account = Account(self.layout, lambda: self._crews)
         self._admin: tuple[Server, Pages] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -65,14 +69,14 @@ class Supervisor:
             loop.add_signal_handler(number, self._told_to_end)
         # A terminal that is closed says SIGHUP too, and means the end.
         if not os.isatty(0):
-            loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_by_signal()))
+            loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         try:
-            _forget_verdicts(self.config, self.layout)
-            crew = self._gather(self.config, self._places)
-            await crew.complete()
-            async with self._control():
+            async with self._reloading:  # who wants a reload waits until there is something to replace
+                _forget_verdicts(self.config, self.layout)
+                await self._gather(self.config, self._places).complete()
                 await self._open_admin()
                 self._attending = self._start(self.custody.attend())
+            async with self._control():
                 self._start(self._keep_spare())
                 if not self._stopping.is_set():
                     ready()
@@ -151,7 +155,7 @@ class Supervisor:
 
     async def _open_admin(self) -> None:
         config, clients = self.config, Clients(self.config.allow)
-        pages = Pages(self._account.facts(config, self.layout, self.custody, self.bound), self._account.numbers)
+        pages = Pages(self._account.facts(config, self.custody, self.bound), self._account.numbers)
         # Copies: the originals listen on, whoever answers.
         server = Server([each.dup() for each in self.bound.for_admin], pages.by_path, admits=clients.admits)
         await server.__aenter__()
@@ -163,56 +167,90 @@ class Supervisor:
             await server.__aexit__(None, None, None)
             pages.close()
 
+    def _told_to_reload(self) -> None:
+        # A reload that has yet to begin will read what is there then.
+        if not self._hung_up:
+            self._hung_up = True
+            self._start(self._reload_by_signal())
+
     async def _reload_by_signal(self) -> None:
-        try:
-            logger.warning("%s", await self.reload())
-        except MitmCacheError as error:
-            logger.error("not reloaded, what was before stays: %s", error.message)
+        with suppress(MitmCacheError):  # it is in the log
+            await self.reload()
 
     async def reload(self) -> str:
-        """Serve by the configuration as it is by now; says what was done.
+        """Serve by the configuration as it is by now; says what was done, in the log too.
 
         Raises MitmCacheError where that cannot be done; all is as it was then.
         """
-        async with self._reloading:
-            if self._stopping.is_set():
-                raise ConfigError("the service is ending")
-            config = self._load()
-            if config.data_dir != self.config.data_dir:
-                raise ConfigError(f"data_dir: {config.data_dir} needs a restart; {self.config.data_dir} is in use")
-            custody, places = _custody(config), _rebind(config, self._places)
-            crew = self._gather(config, places)
-            try:
-                await crew.complete()
-                if not self._stopping.is_set():
-                    _forget_verdicts(config, self.layout)
-            except MitmCacheError:
-                self._crews.remove(crew)
-                crew.dismiss(linger=False)
-                await asyncio.gather(*crew.posts, return_exceptions=True)
-                close_others(places, self._places)
-                raise
-            if self._stopping.is_set():
-                raise ConfigError("the service is ending")
-            for old in self._crews[:-1]:
-                old.dismiss(linger=True)
-                self._start(self._see_off(old))
-            close_others(self._places, places)
-            self.config, self.custody, self._places = config, custody, places
-            self._attending.cancel()
-            self._attending = self._start(custody.attend())
-            await self._close_admin()
-            await self._open_admin()
-            return f"reloaded: {crew.count} {'workers serve' if crew.count > 1 else 'worker serves'} by it"
+        try:
+            async with self._reloading:
+                said = await self._reload()
+        except MitmCacheError as error:
+            logger.error("not reloaded, what was before stays: %s", error.message)
+            raise
+        logger.warning("%s", said)
+        return said
+
+    async def _reload(self) -> str:
+        if len(self._leaving) >= MOST_LEAVING:
+            logger.warning("a reload waits: the workers of %d before it still have connections", len(self._leaving))
+        while len(self._leaving) >= MOST_LEAVING and not self._stopping.is_set():
+            await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
+        self._hung_up = False
+        if self._stopping.is_set():
+            raise ConfigError("the service is ending")
+        config = self._load()
+        if config.data_dir != self.config.data_dir:
+            raise ConfigError(f"data_dir: {config.data_dir} needs a restart; {self.config.data_dir} is in use")
+        custody, places = _custody(config), _rebind(config, self._places)
+        crew = self._gather(config, places)
+        try:
+            await crew.complete()
+            if not self._stopping.is_set():
+                await asyncio.to_thread(_forget_verdicts, config, self.layout)
+        except MitmCacheError:
+            # Some of it may have served: it is looked after like one that is replaced.
+            self._crews.insert(0, self._crews.pop())
+            await asyncio.wait([self._let_go(crew, linger=False)], timeout=GRACE_SECONDS)
+            close_others(places, self._places)
+            raise
+        if self._stopping.is_set():
+            raise ConfigError("the service is ending")
+        self._let_go(self._crews[-2], linger=True)
+        close_others(self._places, places)
+        self.config, self.custody, self._places = config, custody, places
+        self._attending.cancel()
+        self._attending = self._start(custody.attend())
+        # Who asks is answered: a probe that was cut would have clients led elsewhere.
+        before = self._admin
+        await self._open_admin()
+        if before is not None:
+            self._start(_retire(*before))
+        return f"reloaded: {crew.count} {'workers serve' if crew.count > 1 else 'worker serves'} by it"
+
+    def _let_go(self, crew: Crew, *, linger: bool) -> asyncio.Task[None]:
+        """Have a crew end that is not wanted any more. It counts until it has ended."""
+        crew.dismiss(linger=linger)
+        task = self._start(self._see_off(crew))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return task
 
     async def _see_off(self, crew: Crew) -> None:
         _, late = await asyncio.wait(crew.posts, timeout=crew.config.drain + GRACE_SECONDS)
         if late:
             crew.kill()
             await asyncio.wait(late)
-        if crew in self._crews:
-            self._account.close(crew)
-            self._crews.remove(crew)
+        self._account.close(crew)
+        self._crews.remove(crew)
+
+
+async def _retire(server: Server, pages: Pages) -> None:
+    try:
+        await server.leave()
+    finally:
+        await server.__aexit__(None, None, None)
+        pages.close()
 
 
 async def _wait(event: asyncio.Event) -> None:
@@ -237,7 +275,7 @@ def _rebind(config: Config, places: Places) -> Places:
 
 
 def _forget_verdicts(config: Config, layout: Layout) -> None:
-    index = Index(layout.index)
+    index = open_index(layout.index)
     try:
         begin(config, Verdicts(index))
     finally:

@@ -34,10 +34,10 @@ def main(descriptor: int, parent: int) -> int:
     # The supervisor tells of the CA, once for everybody.
     logging.getLogger("mitm_cache.ca").setLevel(logging.CRITICAL)
     with socket.socket(fileno=descriptor) as line:
-        work = channel.receive_work(line)
-        if work is None:
-            return 0
         try:
+            work = channel.receive_work(line)
+            if work is None:
+                return 0
             app = App(work.config, bound=work.bound)
             asyncio.run(_Worker(app, line, work.config.drain).run())
         except MitmCacheError as error:

@@ -114,7 +114,9 @@ def test_the_same_file_is_loaded_again(tmp_path: Path, upstream: LyingUpstream, 
         with running.client(NAME, running.stock_ca) as client:
             assert client.get(put.blob).outcome == "MISS"
         loaded = running.count("Loading script")
-        script.write_text(script.read_text() + "\n")
+        edited = script.with_suffix(".edited")
+        edited.write_text(script.read_text() + "\n")
+        edited.replace(script)  # at once: it is loaded whenever it is seen to have changed
         running.wait("Loading script", loaded + 1)
         with running.client(NAME, running.stock_ca) as client:
             assert client.get(put.blob).outcome == "HIT"

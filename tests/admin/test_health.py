@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mitm_cache.admin.facts import Facts
-from mitm_cache.admin.health import UNCACHED, Health, is_ready
+from mitm_cache.admin.health import DEAF, OK, UNCACHED, WAITING, Health, is_ready
 from mitm_cache.ca.custody import Custody
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.layout import open_layout
@@ -35,7 +35,7 @@ def facts(tmp_path: Path) -> Facts:
         ca=Custody.open(tmp_path / "ca", permitted=["quay.io"], clock=now).describe,
         limit=lambda: 1000,
         in_flight=lambda: 0,
-        accepting=lambda: True,
+        listeners=lambda: OK,
         clock=now,
         started=now(),
         version="1",
@@ -119,13 +119,18 @@ async def test_ca(facts: Facts, threads: ThreadPoolExecutor, offset: timedelta, 
 
 async def test_listeners(facts: Facts, threads: ThreadPoolExecutor) -> None:
     """Without listeners there is no service."""
-    said = await Health(replace(facts, accepting=lambda: False), threads).check()
+    said = await Health(replace(facts, listeners=lambda: DEAF), threads).check()
     assert said == GOOD | {"listeners": "connections are not accepted"}
 
 
 @pytest.mark.parametrize(
     ("answer", "ready"),
-    [("ok", True), (f"{UNCACHED}/data cannot be written: No space left on device", True), ("/data is away", False)],
+    [
+        ("ok", True),
+        (f"{UNCACHED}/data cannot be written: No space left on device", True),
+        (f"{WAITING}1 of 2 workers accept them", True),
+        ("/data is away", False),
+    ],
 )
 def test_what_is_ready(answer: str, ready: bool) -> None:
     """Who passes pulls through uncached serves them."""

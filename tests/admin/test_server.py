@@ -118,7 +118,7 @@ async def test_an_answer_survives_a_body_that_nobody_wants() -> None:
 )
 async def test_a_slow_client_is_cut(request_: bytes) -> None:
     """A connection lasts so long and no longer, whatever its client does."""
-    async with serving(patience=0.2) as port:
+    async with serving(patience=1) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(request_)
         later, after = await asyncio.open_connection("127.0.0.1", port)

@@ -109,6 +109,14 @@ def test_unreadable(blobs: Blobs) -> None:
         blobs.open(DIGEST)
 
 
+def test_what_cannot_be_looked_at(blobs: Blobs, folder: Path) -> None:
+    """One that the disk does not give back stops nobody from counting the others, nor from removing them."""
+    digest = put(blobs, CONTENT, folder)
+    damaged = digest.hex[:2] + "0" * 62
+    (folder / "sha256" / digest.hex[:2] / damaged).symlink_to(damaged)
+    assert blobs.measure() == (1, len(CONTENT))
+
+
 def test_scan(blobs: Blobs, folder: Path) -> None:
     """Every blob with its size; whatever else lies there is passed over."""
     digests = {put(blobs, bytes([number]) * number, folder): number for number in range(5)}

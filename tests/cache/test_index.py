@@ -56,6 +56,23 @@ def test_values(index: Index, value: Value) -> None:
     assert (type(found), found) == (type(value), value)
 
 
+def test_a_large_value(index: Index) -> None:
+    """It is not kept, which is nobody's error, nor is what was there before; what is written with it is."""
+    index.put("large", "small")
+    index.put("large", "x" * 40_000)
+    index.put_all({"before": "a", "huge": "x" * 100_000, "after": "b"})
+    assert [index.get(key) for key in ("large", "before", "huge", "after")] == [None, "a", None, "b"]
+
+
+def test_nothing_is_mapped(index: Index, folder: Path) -> None:
+    """Where the disk does not give back a page of a mapped file, the process would be ended by a signal."""
+    index.put_all({f"key {number}": "x" * 1000 for number in range(1000)})
+    assert index.get("key 500")
+    maps = Path("/proc/self/maps").read_text()
+    assert f"{folder}/cache.db\n" not in maps
+    assert f"{folder}/cache.db-shm\n" in maps
+
+
 def test_missing(index: Index) -> None:
     """A key that was never written, was dropped or has expired has nothing."""
     index.put("dropped", "x")

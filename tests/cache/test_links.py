@@ -1,5 +1,6 @@
 """Links: a tree of small files, and an index that can be thrown away."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.index import Index
-from mitm_cache.cache.links import BATCH, Links
+from mitm_cache.cache.links import BATCH, MAX_ACCEPTS, Links
 from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_INDEX, OCI_MANIFEST, Accept
@@ -200,3 +201,18 @@ def test_unreadable(links: Links, tree: Path) -> None:
     (tree / name).mkdir()
     with pytest.raises(StoreError, match="cannot be read"):
         links.holds(HUB, APP, TWO.digest)
+
+
+def test_as_many_kinds_of_clients_as_there_are(links: Links, index: Index, emptied: Links, tree: Path) -> None:
+    """Anybody may send any Accept: of what a tag was for each the latest few are kept, and what was given."""
+    one = Tag("1")
+    links.give(HUB, APP, one, TWO)
+    kinds = [Accept(OCI_MANIFEST, f"application/x-{number}") for number in range(MAX_ACCEPTS + 5)]
+    folder = tree / HUB / str(APP) / "_tags" / "1"
+    for number, accept in enumerate(kinds):
+        links.tag(HUB, APP, one, accept, ONE)
+        os.utime(folder / accept.key, (number, number))
+    assert {path.name for path in folder.iterdir()} == {"any", *(accept.key for accept in kinds[5:])}
+    index.drop_all([])  # returns once all before it is written
+    for found in (links, emptied):
+        assert [found.tagged(HUB, APP, one, accept) for accept in (kinds[4], kinds[5], kinds[-1])] == [None, ONE, ONE]

@@ -149,6 +149,21 @@ def test_clients_at_once_share_one_proof(data: Path, upstream: LyingUpstream) ->
         wait_until(lambda: len(quarantined(data)) == 1, "one file put aside", tick=0.02)
 
 
+async def test_no_thread_is_left(tmp_path: Path) -> None:
+    """A pool that gives none says RuntimeError; here it has been closed."""
+    blobs = Blobs(tmp_path / "blobs")
+    draft = tmp_path / "draft"
+    draft.write_bytes(b"content")
+    blobs.adopt(Digest.of(b"content"), draft)
+    proofs = Proofs(blobs, Quarantine(tmp_path / "quarantine", blobs), stopped=lambda: False)
+    proofs.close()
+    blob = blobs.open(Digest.of(b"content"))
+    assert blob is not None
+    with pytest.raises(StoreError, match="cannot be proven now"):
+        await proofs.admit(Digest.of(b"content"), blob)
+    blob.close()
+
+
 async def test_no_descriptor_is_left(tmp_path: Path) -> None:
     """It is the disk that cannot be read, then, and the content comes past it: no error of the cache's own."""
     blobs = Blobs(tmp_path / "blobs")

@@ -237,6 +237,21 @@ def test_evicted_meanwhile(stored: Stored) -> None:
     assert (removed.images, removed.blobs, removed.freed) == ((), 0, 0)
 
 
+def test_a_stray_that_is_evicted_meanwhile(stored: Stored) -> None:
+    """What no image needs, and a sweep has removed since it was listed, is passed over."""
+    stray = stored.keep(b"stray")
+    stored.use(stray, HOUR)
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        assert stray in catalog.blobs
+        stored.blobs.remove(stray)
+        return []
+
+    assert Remover(stored.layout).remove(choose, strays=True).blobs == 0
+    stored.use(stored.keep(b"stray"), HOUR)
+    assert Remover(stored.layout).preview(choose, strays=True).blobs == 0
+
+
 def test_others_may_sweep(stored: Stored) -> None:
     """While the catalog is read nobody is kept waiting; who chooses for the last time is alone."""
     stored.put("team/app", "1", ONE)

@@ -11,7 +11,7 @@ import pytest
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.entry import Head
 from mitm_cache.cache.evict import Swept
-from mitm_cache.cache.room import SWEEP_SECONDS, Room
+from mitm_cache.cache.room import PATIENCE, SWEEP_SECONDS, Room
 from mitm_cache.cache.spool import Part, Spool, State, Writing
 from mitm_cache.cache.trouble import SAY_SECONDS, Trouble
 from mitm_cache.errors import StoreError
@@ -28,10 +28,15 @@ class Disk:
         self.now = 0.0
         self.swept: list[int] = []
         self.least = 1 << 62
+        self.others = 0
         self._freed = freed_by_sweep
         self.room = Room(folder, least=lambda _: self.least, sweep=self._sweep, clock=lambda: self.now)
 
-    def _sweep(self, missing: int) -> Swept:
+    def _sweep(self, missing: int) -> Swept | None:
+        if self.others:
+            self.others -= 1
+            self.now += 1
+            return None
         self.swept.append(missing)
         if self._freed:
             self.least = 0
@@ -66,6 +71,28 @@ def test_no_room_is_told_and_not_swept_for_again_and_again(tmp_path: Path) -> No
     with pytest.raises(StoreError):
         disk.room.check(1)
     assert len(disk.swept) == 2
+
+
+def test_who_else_sweeps_is_waited_for(tmp_path: Path) -> None:
+    """The service's own regular sweep, or another process's: what it leaves to be done is done then."""
+    disk = Disk(tmp_path, freed_by_sweep=True)
+    disk.others = 3
+    disk.room.check(1)
+    assert len(disk.swept) == 1
+
+
+def test_who_else_sweeps_for_long_is_not_waited_for(tmp_path: Path) -> None:
+    """There is no room then, and for some time nobody waits again."""
+    disk = Disk(tmp_path, freed_by_sweep=True)
+    disk.others = int(PATIENCE)
+    with pytest.raises(StoreError, match=r"cache\.min_free"):
+        disk.room.check(1)
+    with pytest.raises(StoreError):
+        disk.room.check(1)
+    assert (disk.swept, disk.others) == ([], 0)
+    disk.now += SWEEP_SECONDS
+    disk.room.check(1)
+    assert len(disk.swept) == 1
 
 
 def test_trouble_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

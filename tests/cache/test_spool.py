@@ -362,6 +362,15 @@ def test_errors_of_the_disk_have_a_name(room: Room) -> None:
             step()
 
 
+def test_a_note_that_cannot_be_removed(room: Room) -> None:
+    """What is proven is kept all the same: a sweep comes for the note."""
+    writer = room.write()
+    writer.append(CONTENT)
+    (room.folder / f"{DIGEST.filename}.json").mkdir()
+    room.spool.seal(writer)
+    assert room.blob() == CONTENT
+
+
 def test_a_disk_that_breaks_at_a_take_over(room: Room) -> None:
     """Who rides along is told that the disk fails, and no descriptor is left behind."""
     writer = room.write()

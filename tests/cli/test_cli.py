@@ -50,6 +50,18 @@ def test_help(path: tuple[str, ...]) -> None:
     assert result.output.startswith("Usage: ")
 
 
+@pytest.mark.parametrize("path", [path for path in COMMANDS if isinstance(COMMANDS[path], click.Group)], ids=" ".join)
+def test_commands_in_whole_sentences(path: tuple[str, ...]) -> None:
+    """A group's help says of each command what it does, and breaks off in no sentence."""
+    told = " ".join(invoke(*path, "--help").output.partition("Commands:\n")[2].split())
+    group = COMMANDS[path]
+    assert isinstance(group, click.Group)
+    for name, command in group.commands.items():
+        assert command.help is not None
+        sentence = re.split(r"\.\s", " ".join(command.help.split("\n\n")[0].split()) + " ")[0]
+        assert f"{name} {sentence}".replace("-", "") in told.replace("- ", "").replace("-", "")
+
+
 def test_short_help() -> None:
     """`-h` is understood by commands within commands too."""
     program = [sys.executable, "-m", "mitm_cache", "ca", "init", "-h"]

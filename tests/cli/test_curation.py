@@ -2,7 +2,9 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from click.testing import CliRunner, Result
 from mitm_cache.cache.entry import Origin
 from mitm_cache.cli import main
 from mitm_cache.cli.ls import table
-from mitm_cache.cli.status import size
 from mitm_cache.demo.image import KIB, generate
 from mitm_cache.oci.digest import Digest
-from tests.stored import DAY, HOUR, Stored
+from mitm_cache.oci.reference import Repository, Tag
+from mitm_cache.units import size
+from tests.needs import needs_root
+from tests.stored import ACCEPT, DAY, HOUR, REGISTRY, Stored
 
 AMD, ARM = "linux/amd64", "linux/arm64"
 APP, WEB, OLD = (generate(sizes=[KIB, 2 * KIB], seed=seed) for seed in ("app", "web", "old"))
@@ -256,3 +260,46 @@ def test_somebody_elses(stored: Stored) -> None:
             assert f"{command[0]} writes files that the service must own" in result.stderr
     finally:
         os.chown(stored.root, os.geteuid(), os.getegid())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@needs_root()
+def test_a_disk_that_is_full(small: Path) -> None:
+    """Images leave where there is no room for anything else: who comes to make some is not sent away."""
+    with Stored(small / "data") as stored:
+        for tag in ("1", "2"):
+            stored.put("team/app", tag, generate(sizes=[400 * KIB], seed=tag))
+    with suppress(OSError), (small / "fill").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    freed = document(small / "data", "rm", "quay.io/team/app:1")["freed"]
+    assert freed > 400 * KIB
+    assert document(small / "data", "prune", "--older-than", "1m")["freed"] > 400 * KIB
+    assert document(small / "data", "ls")["images"] == []
+    with Stored(small / "data") as stored:
+        assert stored.links.tagged(REGISTRY, Repository("team/app"), Tag("1"), ACCEPT) is None
+
+
+@needs_root()
+def test_a_disk_that_is_read_only(small: Path) -> None:
+    """What changes something says why it cannot, and what only reads does so."""
+    with Stored(small / "data") as stored:
+        stored.put("team/app", "1", APP)
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    for command in (["rm", "quay.io/team/app:1"], ["pin", "quay.io/team/app:1"], ["prune", "--older-than", "1m"]):
+        result = run(small / "data", *command)
+        assert isinstance(result.exception, SystemExit)
+        assert result.stderr == f"Error: data_dir {small / 'data'} cannot be changed: Read-only file system\n"
+    assert len(document(small / "data", "ls")["images"]) == 1
+    assert len(document(small / "data", "rm", "--dry-run", "quay.io/team/app:1")["removed"]) == 1

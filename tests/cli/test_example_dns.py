@@ -4,7 +4,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import dns.exception
@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from mitm_cache.cli import main
 from mitm_cache.registries import TABLE
 from tests.needs import find_tool, needs_tool
+from tests.ports import free_port
 
 ONE, TWO, SIX = "192.0.2.7", "192.0.2.8", "2001:db8::7"
 NAMES = {"docker.proxy", *(name for registry in TABLE for name in registry.names)}
@@ -26,19 +27,6 @@ def printed(kind: str, *arguments: str) -> str:
     result = CliRunner().invoke(main, ["example", kind, *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
-
-
-def free_port() -> int:
-    """A port that is free for UDP and for TCP."""
-    while True:
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            try:
-                tcp.bind(udp.getsockname())
-            except OSError:
-                continue
-            port: int = udp.getsockname()[1]
-            return port
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from mitm_cache.ca import CertificateAuthority
 from mitm_cache.cli import main
-from mitm_cache.cli.status import size
 from mitm_cache.demo.image import KIB, generate
+from mitm_cache.units import size
 from tests.fakes.registry import LyingUpstream
 from tests.serving import LISTENERS, Threaded, in_thread
 
@@ -68,6 +68,17 @@ def test_running(cache: Threaded, tmp_path: Path) -> None:
     saved = sum(line["bytes_out"] for line in lines if line["outcome"] in ("HIT", "REVALIDATED"))
     assert value(result, "to").endswith(f"of which {size(saved)} saved upstream")
     assert value(result, "CA") == f"valid until {cache.app.authority.describe().not_after:%Y-%m-%d}"
+
+
+def test_another_service(cache: Threaded, tmp_path: Path) -> None:
+    """One with other data is not the one that is asked about, which does not run."""
+    other = tmp_path / "other"
+    other.mkdir()
+    result = invoke(other, at(cache))
+    assert result.exit_code == 3
+    told = f"not running: at {at(cache)} another service answers, whose data is in {cache.data}"
+    assert value(result, "state") == told
+    assert value(result, "data").startswith(str(other / "data"))
 
 
 def test_not_ready(cache: Threaded, tmp_path: Path) -> None:

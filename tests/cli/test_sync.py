@@ -5,13 +5,12 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mitm_cache.cli.progress import line
-from mitm_cache.demo.image import KIB, generate
+from mitm_cache.demo.image import KIB, Image, generate
 from mitm_cache.filling.report import Failure, Filled, Progress
 from tests.fakes.registry import LyingUpstream
 from tests.filling.test_run import HOST, NAME, Cache
@@ -20,11 +19,9 @@ from tests.needs import needs_root
 IMAGE = generate(sizes=[30 * KIB], platforms=["linux/amd64"], seed="said")
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, IMAGE, "1")
-        yield upstream
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return IMAGE
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def test_the_report(cache: Cache) -> None:
     assert re.search(
         rf"^new      {HOST}/{NAME}:1  {IMAGE.index.digest[:19]}  [0-9.]+ KiB$", result.stdout, re.MULTILINE
     )
-    assert "1 images: 1 new, 0 updated, 0 unchanged; 4 contents, " in result.stdout
+    assert "1 image: 1 new, 0 updated, 0 unchanged; 4 contents, " in result.stdout
     assert result.stderr == ""
     dry = cache.run("pull", "--dry-run", f"{HOST}/{NAME}:1")
     assert "0 contents, 0 B, would be fetched; 4 are here; 0 failed" in dry.stdout

@@ -2,14 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from mitm_cache.cli import main
-from mitm_cache.demo.image import KIB, generate
+from mitm_cache.demo.image import KIB, Image, generate
 from tests.fakes.registry import LyingUpstream
 from tests.serving import in_thread
 
@@ -17,11 +16,9 @@ NAME = "team/app"
 IMAGE = generate(sizes=[100 * KIB, 200 * KIB], platforms=["linux/amd64"], seed="verify")
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, IMAGE, "1")
-        yield upstream
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return IMAGE
 
 
 @pytest.fixture
@@ -105,3 +102,30 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "no data directory of mitm-cache" in result.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("what", ["blobs/sha256/00/" + "0" * 64, "links/registry.demo/team/app/_tags/1/odd"])
+def test_what_cannot_be_read(data: Path, what: str) -> None:
+    """It is told, and no repair: neither a traceback nor a status that says all is well."""
+    path = data / what
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(path)
+    for arguments in ((), ("--repair",)):
+        result = verify(data, *arguments)
+        assert result.exit_code == 1
+        assert result.stdout.splitlines()[0].split() == ["unreadable", str(path)]
+        assert "Traceback" not in result.output
+        assert isinstance(result.exception, SystemExit)
+
+
+def test_a_folder_that_cannot_be_read(data: Path) -> None:
+    """What is below it is not called sound."""
+    for name in ("blobs", "links"):
+        folder = data / name
+        folder.rename(data / "away")
+        folder.write_text("no folder")
+        result = verify(data)
+        assert (result.exit_code, "all sound" in result.stdout) == (1, False)
+        folder.unlink()
+        (data / "away").rename(folder)
+    assert verify(data).exit_code == 0

@@ -17,6 +17,7 @@ from mitm_cache.demo.image import KIB, Image, generate
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.reference import Repository, Tag
 from tests.fakes.registry import LyingUpstream
+from tests.lab.process import wait_until
 from tests.serving import Threaded, in_thread, settings
 
 AMD, ARM = "linux/amd64", "linux/arm64"
@@ -78,7 +79,7 @@ def test_nothing_yet(why: Why, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert rows(result) == {
         "image": "docker.io/library/alpine:latest",
-        "registry": "docker.io at https://registry-1.docker.io, by no proxy",
+        "registry": "docker.io at https://registry-1.docker.io, without a proxy",
         "rights": "client: each client has what the registry lets it have",
         "credential": "none of the cache's own",
         "client": "127.0.0.1 (assumed; --client names another)",
@@ -94,6 +95,7 @@ def test_cached(cache: Threaded, why: Why, image: Image) -> None:
     """After a pull it tells the digest, its type, and each platform's blobs; the running cache is not disturbed."""
     lines = len(cache.puller().pull(APP, "1").requests)
     cache.log.wait(lines)
+    wait_until(lambda: why.json(why.app)["contents"][0]["asked"] != "", "the index's word on the tag")
     before = seen(cache.data / "blobs") | seen(cache.data / "links")
     document = why.json(why.app, "--client", "127.0.0.9")
     assert seen(cache.data / "blobs") | seen(cache.data / "links") == before
@@ -258,6 +260,8 @@ def test_minimum_age(why: Why, cache: Threaded, image: Image) -> None:
     tag = next((cache.data / "links").rglob("_tags/1/*"))
     heard = tag.parents[2] / "_heard" / "1"
     shutil.rmtree(heard, ignore_errors=True)
+    # The index has its own word on when upstream said so, which may be of the second before: the earlier one counts.
+    os.utime(tag, (time.time() - 3600, time.time() - 3600))
     result = why(why.app, more=WAIT)
     assert result.exit_code == 1
     ready = datetime.fromtimestamp(tag.stat().st_mtime + 3 * DAY, UTC).isoformat(timespec="seconds")

@@ -16,6 +16,7 @@ from tests.conformance.pushing import push
 from tests.conformance.suite import BAD, PASS, Existing, Outcome, Verdict, run
 from tests.fakes.registry import LyingUpstream
 from tests.needs import find_tool
+from tests.ports import free_port
 from tests.serving import Process, process
 
 NAME = "local.test"
@@ -139,8 +140,7 @@ def distribution(folder: Path) -> Iterator[tuple[str, int]]:
     program = find_tool("docker-registry")
     if program is None:
         raise FileNotFoundError("docker-registry is not installed: apt-get install docker-registry")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        host, port = free.getsockname()
+    host, port = "127.0.0.1", free_port()
     settings = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},

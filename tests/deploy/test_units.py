@@ -3,11 +3,10 @@
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from mitm_cache.demo.puller import Puller
 from tests.deploy import units
 from tests.fakes.registry import LyingUpstream
 from tests.needs import needs_tool
+from tests.ports import free_port
 
 PROGRAM = Path(sys.executable).with_name("mitm-cache")
 
@@ -72,11 +72,10 @@ def test_the_service_takes_every_socket() -> None:
 
 
 def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    ports: set[int] = set()
+    while len(ports) < number:
+        ports.add(free_port())
+    return list(ports)
 
 
 def _unprivileged() -> list[str]:

@@ -128,6 +128,15 @@ def test_reloaded(tmp_path: Path, mirrors: list[str], secure: bool, status: Stat
     assert status is Status.OK or found.cure.startswith("sudo systemctl reload docker")
 
 
+def test_no_list_of_mirrors(tmp_path: Path) -> None:
+    """dockerd takes null for none."""
+    settings = {"registry-mirrors": None, "insecure-registries": None}
+    file = put(tmp_path, "/etc/docker/daemon.json", json.dumps(settings))
+    facts = node(daemons=(daemon("dockerd", "-H", f"unix://{tmp_path}/s"),), daemon_json=file, docker=settings)
+    with docker_socket(tmp_path / "s", {"Mirrors": None, "IndexConfigs": None}):
+        assert worst(check_freshness(scene(tmp_path), facts)).status is Status.OK
+
+
 def with_proxy(proxy: str, bypass: str = "", *, ways: tuple[Way, ...] = (CONNECT,), **more: Any) -> Node:
     """A node whose dockerd has this HTTPS_PROXY, and whose DNS knows the real registries."""
     setting = ProxySetting("dockerd (process 1)", proxy, bypass, "dockerd")

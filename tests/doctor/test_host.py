@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
@@ -349,6 +350,15 @@ def test_no_names(tmp_path: Path) -> None:
     assert found.status is Status.WARN
     assert found.cure.startswith("upstream.resolvers")
     assert time.monotonic() - started < 10
+
+
+def test_offline_by_configuration(tmp_path: Path, upstream: LyingUpstream) -> None:
+    """What the configuration keeps offline is not asked, and nothing is wrong with it."""
+    config = replace(upstream_config(tmp_path, upstream), offline=True)
+    asked = len(upstream.requests.select())
+    (found,) = reach(scene(tmp_path), config)
+    assert (found.status, found.check, found.subject) == (Status.SKIP, "upstream", DEMO.name)
+    assert len(upstream.requests.select()) == asked
 
 
 def test_a_stranger_upstream(tmp_path: Path, upstream: LyingUpstream) -> None:

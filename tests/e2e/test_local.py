@@ -36,8 +36,8 @@ NAME, LOCALHOST, PREFIX = "registry.local", f"localhost:{MIRROR}", f"{OWN}:{MIRR
 LOOPBACK = "127.0.0.1"
 INSECURE = (LOCALHOST, f"{OWN}:{MIRROR}")
 CONTAINERD = "containerd/certs.d"
-REFUSED = f"{REFUSED_ELSEWHERE}|authorization failed|405 Method Not Allowed"
-"""containerd's words for a token that is not enough, and BuildKit's, which tries a POST after a wrong password."""
+REFUSED = f"{REFUSED_ELSEWHERE}|authorization failed"
+"""containerd's words for a token that is not enough too."""
 ANN, WRONG = "ann:right-horse", "ann:wrong-horse"
 MIB = images.MIB
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"

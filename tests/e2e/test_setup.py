@@ -38,6 +38,7 @@ for one in var/lib usr/local; do
     mkdir -p "$1/rw/$one" "$1/rw/work-$one"
     mount -t overlay lab -o "lowerdir=/$one,upperdir=$1/rw/$one,workdir=$1/rw/work-$one" "/$one"
 done
+rm -rf /var/lib/mitm-cache-setup  # of this machine's own set-up, if it has one
 touch "$1/settled"
 exec sleep infinity
 """

@@ -17,21 +17,21 @@ REF_NAME, CONTAINERD_NAME = "org.opencontainers.image.ref.name", "io.containerd.
 type Files = dict[str, bytes]
 
 
-def run(data: Path, *arguments: object) -> Result:
+def run(data: Path, *arguments: object, stdin: bytes = b"") -> Result:
     """The command line over a data directory."""
-    return CliRunner().invoke(main, ["--data-dir", str(data), *map(str, arguments)])
+    return CliRunner().invoke(main, ["--data-dir", str(data), *map(str, arguments)], input=stdin)
 
 
-def done(data: Path, *arguments: object) -> Result:
+def done(data: Path, *arguments: object, stdin: bytes = b"") -> Result:
     """The same, which has to go well."""
-    result = run(data, *arguments)
+    result = run(data, *arguments, stdin=stdin)
     assert result.exit_code == 0, result.output + result.stderr
     return result
 
 
-def refused(data: Path, *arguments: object) -> str:
+def refused(data: Path, *arguments: object, stdin: bytes = b"") -> str:
     """What is said of a command that is refused; nobody sees a traceback, nor any content in the cache."""
-    result = run(data, *arguments)
+    result = run(data, *arguments, stdin=stdin)
     assert result.exit_code != 0, result.output
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     return result.output + result.stderr

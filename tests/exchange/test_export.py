@@ -276,6 +276,37 @@ def test_referrers(tmp_path: Path, data: Path) -> None:
     assert list(_index(read_folder(tmp_path / "b"))) == [NAME]
 
 
+def test_a_referrer_that_has_left(tmp_path: Path, data: Path) -> None:
+    """A signature's tag of which nothing is here any more is no part of the image; one that is named has to be here."""
+    _, by_tag = _with_signature(tmp_path, data)
+    name = f"quay.io/team/app:{IMAGE.index.digest.replace(':', '-')}.sig"
+    done(data, "rm", name)
+    assert (data / "links/quay.io/team/app/_tags" / name.rpartition(":")[2]).is_dir()  # a sweep removes it later
+    done(data, "export", NAME, "-o", tmp_path / "a")
+    assert by_tag not in _index(read_folder(tmp_path / "a")).values()
+    assert f"{name} is not cached" in refused(data, "export", NAME, name, "-o", tmp_path / "b")
+
+
+def test_an_image_that_leaves_meanwhile(data: Path) -> None:
+    """All that is here is all that is here when it is looked at."""
+    shelf = Shelf(data)
+    names = [*shelf.images(), Name.parse("quay.io/team/gone:1")]
+    assert [one.name for one in gather(shelf, names, everything=True).images] == [OTHER_NAME, NAME]
+
+
+def test_an_inventory_through_a_pipe(tmp_path: Path, data: Path) -> None:
+    """As `--since <(ssh far cat mitm-cache.json)` gives it."""
+    done(data, "export", OTHER_NAME, "-o", tmp_path / "a")
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "a" / "mitm-cache.json").read_bytes())
+    os.close(writing)
+    try:
+        said = done(data, "export", "--all", "--since", f"/dev/fd/{reading}", "-o", tmp_path / "b", "--json").stdout
+    finally:
+        os.close(reading)
+    assert json.loads(said)["unchanged"] == [OTHER_NAME]
+
+
 def test_all_has_what_only_a_digest_names(tmp_path: Path, data: Path) -> None:
     """Clusters pull by digest: such images have no tag, and are in --all; parts of others are not by themselves."""
     for path in (data / "links/quay.io/team/app/_tags/1").iterdir():
@@ -424,6 +455,8 @@ def test_one_name_for_two_images(tmp_path: Path, data: Path) -> None:
 
 
 def test_folders_in_an_archive(tmp_path: Path, data: Path) -> None:
-    """They are written, for tools that unpack them, and an import says what to do."""
+    """They are read as those on a disk are."""
     done(data, "export", "--all", "--format", "dir", "-o", tmp_path / "x.tar")
-    assert "which are read as folders: tar xf x.tar" in refused(tmp_path / "taken", "import", tmp_path / "x.tar")
+    done(tmp_path / "taken", "import", tmp_path / "x.tar")
+    assert cached(tmp_path / "taken") == cached(data)
+    assert links(tmp_path / "taken") == links(data)

@@ -51,8 +51,11 @@ def _member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 )
 def test_members(tmp_path: Path, data: Path, member: tarfile.TarInfo, words: str) -> None:
     """What has no business in an archive of images is named and refused."""
-    assert words in refused(data, "import", write_tar(tmp_path / "a.tar", layout({NAME: IMAGE}), member))
+    path = write_tar(tmp_path / "a.tar", layout({NAME: IMAGE}), member)
+    assert words in refused(data, "import", path)
     assert not data.exists()
+    assert words in refused(data, "import", "-", stdin=path.read_bytes())
+    assert links(data) == set()
 
 
 def test_links_in_a_circle(tmp_path: Path, data: Path) -> None:
@@ -125,7 +128,7 @@ def _gzip(path: Path) -> None:
         (_pax(b"13 path=../x\n"), "outside of it"),
         (_pax(b"11 size=-1\n"), "as the size of"),
         (_pax(b"22 GNU.sparse.major=1\n"), "sparse file"),
-        (_gzip, "compressed by gzip; unpack it first: gunzip a.tar"),
+        (_gzip, "compressed by gzip; unpack it first: gunzip"),
         (lambda path: path.write_bytes(b"x" * 4096), "it is no tar archive"),
         (lambda path: path.write_bytes(b""), "cut off"),
     ],
@@ -136,6 +139,9 @@ def test_archives(tmp_path: Path, data: Path, spoil: Callable[[Path], None], wor
     spoil(path)
     assert words in refused(data, "import", path)
     assert not data.exists()
+    assert words in refused(data, "import", "-", stdin=path.read_bytes())
+    assert links(data) == set()
+    assert list((data / "spool").iterdir()) == []
 
 
 def _edit(name: str, content: bytes | None) -> Callable[[Files], None]:
@@ -223,13 +229,18 @@ def _named(name: str) -> Callable[[Files], None]:
         (_named("quay.io/team/app@sha256:" + "0" * 64), "is not that"),
     ],
 )
-@pytest.mark.parametrize("form", ["tar", "folder"])
+@pytest.mark.parametrize("form", ["tar", "folder", "stream"])
 def test_layouts(tmp_path: Path, data: Path, edit: Callable[[Files], None], words: str, form: str) -> None:
     """Digests, sizes, types, names and documents that are not what they should be."""
     files = layout({NAME: IMAGE})
     edit(files)
-    path = write_tar(tmp_path / "a.tar", files) if form == "tar" else write_folder(tmp_path / "a", files)
-    assert words in refused(data, "import", path)
+    path = write_folder(tmp_path / "a", files) if form == "folder" else write_tar(tmp_path / "a.tar", files)
+    if form == "stream":
+        told = refused(data, "import", "-", stdin=path.read_bytes())
+        assert words in told or "is something else, or damaged" in told  # which is seen before anything is put together
+        assert list((data / "spool").iterdir()) == []
+    else:
+        assert words in refused(data, "import", path)
     assert links(data) == set()
 
 

@@ -4,15 +4,28 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from mitm_cache.cache.blobs import Blobs
+from mitm_cache.cache.evict import is_old
+from mitm_cache.cache.index import Index
+from mitm_cache.cache.layout import open_layout
+from mitm_cache.cache.links import Links
+from mitm_cache.cache.pushed import Pushed
+from mitm_cache.cache.spool import Spool
+from mitm_cache.config import load
 from mitm_cache.demo.image import KIB, Image, generate
+from mitm_cache.exchange.arriving import Lading
+from mitm_cache.exchange.incoming import Import
 from tests.exchange.making import (
     CONTAINERD_NAME,
     Files,
@@ -269,6 +282,68 @@ def test_a_full_disk_is_said(tmp_path: Path, data: Path, monkeypatch: pytest.Mon
     assert links(data) == set()
 
 
+def test_nothing_is_evicted_while_it_is_named(tmp_path: Path, data: Path) -> None:
+    """What was brought long ago, in an import that takes its time, is young when it is linked: no sweep takes it."""
+    path = write_folder(tmp_path / "a", layout({NAME: IMAGE}))
+    layout_ = open_layout(data)
+    index = Index(layout_.index)
+    blobs = Blobs(layout_.blobs)
+    taking = Import(
+        blobs=blobs,
+        links=Links(layout_.links, index),
+        spool=Spool(layout_.spool, blobs),
+        pushed=Pushed(index),
+        drafts=layout_.spool,
+    )
+    lading = Lading([path])
+    try:
+        arrivals = lading.arrivals(load(file=Path("/dev/null")).known, taking.own)
+        taking.take(taking.missing(arrivals), "a")
+        before = time.time() - 2400
+        for blob_ in (data / "blobs").glob("*/*/*"):
+            os.utime(blob_, (before, before))
+        taking.publish(arrivals)
+    finally:
+        lading.close()
+        index.close()
+    assert not any(is_old(blob_.stat().st_mtime, time.time()) for blob_ in (data / "blobs").glob("*/*/*"))
+
+
+def test_a_manifest_that_is_none(tmp_path: Path, data: Path) -> None:
+    """An index that lists a layer which is here, of any size, as a manifest does not have it read into memory."""
+    big = b"x" * ((4 << 20) + 1)
+    path, _ = blob(big)
+    files = layout({NAME: IMAGE}) | {path: big}
+    found = json.loads(files["index.json"])
+    manifest = json.loads(IMAGE.platforms["linux/amd64"].body)
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    digest = f"sha256:{path.rpartition('/')[2]}"
+    manifest["layers"].append({"mediaType": kind, "digest": digest, "size": len(big)})
+    name, content = blob(json.dumps(manifest).encode())
+    described = {"mediaType": manifest["mediaType"], "digest": f"sha256:{name[-64:]}", "size": len(content)}
+    found["manifests"] = [described | {"annotations": {CONTAINERD_NAME: NAME}}]
+    files |= {name: content, "index.json": json.dumps(found).encode()}
+    done(data, "import", write_folder(tmp_path / "a", files))
+    lie = {"mediaType": manifest["mediaType"], "digest": digest, "size": 10}
+    found["manifests"] = [lie | {"annotations": {CONTAINERD_NAME: "quay.io/team/app:2"}}]
+    del files[path]
+    files["index.json"] = json.dumps(found).encode()
+    assert "4,194,304 are allowed" in refused(data, "import", write_folder(tmp_path / "b", files))
+
+
+def test_a_tree_of_many_images(tmp_path: Path, data: Path) -> None:
+    """It takes as many descriptors as one image does."""
+    for number in range(80):
+        write_folder(tmp_path / "tree" / f"quay.io/team/app:{number}", _dir(OTHER))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+    try:
+        said = json.loads(done(data, "import", tmp_path / "tree", "--json").stdout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(said["images"]) == 80
+
+
 def test_private_content_is_not_lent(tmp_path: Path, data: Path) -> None:
     """What clients have pulled into another repository is not given to an archive that merely names it."""
     done(data, "import", write_folder(tmp_path / "a", layout({NAME: IMAGE})))
@@ -280,7 +355,13 @@ def test_private_content_is_not_lent(tmp_path: Path, data: Path) -> None:
     files = layout({"docker.io/mallory/app:1": IMAGE})
     thief = {name: content for name, content in files.items() if not name.startswith("blobs") or name in manifests}
     assert "is not whole" in refused(data, "import", write_folder(tmp_path / "b", thief))
-    done(data, "import", write_folder(tmp_path / "c", layout({NAME: IMAGE})))
+    files |= {name: bytes(len(content)) for name, content in files.items() if name not in thief}
+    for path in (write_folder(tmp_path / "lies", files), write_tar(tmp_path / "lies.tar", files)):
+        assert "is something else, or damaged" in refused(data, "import", path)
+    assert "is something else, or damaged" in refused(data, "import", "-", stdin=path.read_bytes())
+    assert not any(name.startswith("docker.io/") for name in links(data))
+    assert cached(data) == contents(IMAGE)
+    assert '"blobs": 0' in done(data, "import", write_folder(tmp_path / "c", layout({NAME: IMAGE})), "--json").stdout
     done(data, "import", tmp_path / "b")  # now the operator has brought it
 
 
@@ -301,12 +382,15 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path, data: Path) -> None
         member = tarfile.TarInfo("layer.tar")
         member.size = size
         tar.addfile(member, source)
+    with archive.open("rb") as stream:
+        assert _peak(tmp_path / "other", "import", "-", stdin=stream) < 100 << 20
+    assert list((tmp_path / "other" / "spool").iterdir()) == []
     assert _peak(data, "import", archive) < 100 << 20
     assert _peak(data, "export", NAME, "-o", tmp_path / "b.tar") < 100 << 20
     assert (tmp_path / "b.tar").stat().st_size > size
 
 
-def _peak(data: Path, *arguments: object) -> int:
+def _peak(data: Path, *arguments: object, stdin: IO[bytes] | None = None) -> int:
     """The most memory, in bytes, that a command has had in a process of its own."""
     # Not what wait4 says: that counts the memory of the process which started it.
     program = (
@@ -314,7 +398,7 @@ def _peak(data: Path, *arguments: object) -> int:
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
     )
     command = [sys.executable, "-c", program, "--data-dir", str(data), *map(str, arguments)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, stdin=stdin).stdout
     return int(said.splitlines()[-1]) * 1024
 
 

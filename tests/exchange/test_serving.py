@@ -64,6 +64,7 @@ def test_every_client_finds_it(cache: Threaded, accept: str) -> None:
         assert (reply.status, reply.body, reply.headers["Content-Type"]) == (200, IMAGE.index.body, OCI_INDEX)
         for digest, content in contents(IMAGE).items():
             kind = "blobs" if digest in IMAGE.blobs else "manifests"
+            assert client.head(f"/v2/team/app/{kind}/{digest}", {"Accept": accept}).outcome == "HIT"
             assert client.get(f"/v2/team/app/{kind}/{digest}", {"Accept": accept}).body == content
 
 

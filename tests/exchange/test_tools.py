@@ -85,6 +85,9 @@ def test_skopeo_writes_for_an_import(tmp_path: Path, data: Path, skopeo: Tool, f
     done(tmp_path / "far", "import", place, *named)
     assert cached(tmp_path / "far") == contents(IMAGE)
     assert "quay.io/team/app/_tags/1/any" in links(tmp_path / "far")
+    if form == "oci-archive":
+        done(tmp_path / "piped", "import", "-", stdin=Path(place).read_bytes())
+        assert cached(tmp_path / "piped") == contents(IMAGE)
 
 
 @needs_root()
@@ -136,6 +139,8 @@ def test_skopeos_docker_archive(tmp_path: Path, data: Path, skopeo: Tool) -> Non
     skopeo(*chosen, "copy", f"oci:{tmp_path}/out:{NAME}", f"docker-archive:{tmp_path}/a.tar:{NAME}")
     done(tmp_path / "far", "import", tmp_path / "a.tar")
     _check_made(tmp_path / "far", "quay.io/team/app/_tags/1/any")
+    done(tmp_path / "piped", "import", "-", stdin=(tmp_path / "a.tar").read_bytes())
+    assert links(tmp_path / "piped") == links(tmp_path / "far")
 
 
 @needs_root()

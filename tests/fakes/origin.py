@@ -2,11 +2,12 @@
 
 import socket
 import ssl
+import struct
 from typing import Self
 
 from tests.fakes.trust import Trust
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Talk:
@@ -53,6 +54,11 @@ class Talk:
     def goodbye(self) -> None:
         """Say that this is the end, as TLS has it, so that it is not taken for a cut."""
         self.socket.unwrap()
+
+    def reset(self) -> None:
+        """End it by RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
 
     def close(self) -> None:
         self.socket.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.needs import find_tool, needs_tool
+from tests.ports import free_port
 
 needs_tinyproxy = needs_tool("tinyproxy", package="tinyproxy-bin")
 needs_microsocks = needs_tool("microsocks", package="microsocks")
@@ -49,12 +50,6 @@ class Running:
                 self._changed.notify_all()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
 @contextmanager
 def _running(scheme: str, port: int, command: Sequence[str]) -> Iterator[Running]:
     program = find_tool(command[0])
@@ -90,7 +85,7 @@ def _wait_for(port: int, process: "subprocess.Popen[str]") -> None:
 @contextmanager
 def tinyproxy(folder: Path, user: str | None = None, password: str = "") -> Iterator[Running]:
     """An http proxy whose log holds the first line of each request."""
-    port = _free_port()
+    port = free_port()
     file = folder / f"tinyproxy-{port}.conf"
     auth = "" if user is None else f"BasicAuth {user} {password}\n"
     file.write_text(f"Port {port}\nListen 127.0.0.1\nLogLevel Connect\nTimeout 30\n{auth}")
@@ -101,7 +96,7 @@ def tinyproxy(folder: Path, user: str | None = None, password: str = "") -> Iter
 @contextmanager
 def microsocks(user: str | None = None, password: str = "") -> Iterator[Running]:
     """A socks5 proxy whose log holds each host that it was asked for."""
-    port = _free_port()
+    port = free_port()
     auth = [] if user is None else ["-u", user, "-P", password]
     with _running("socks5", port, ["microsocks", "-i", "127.0.0.1", "-p", str(port), *auth]) as running:
         yield running
@@ -110,7 +105,7 @@ def microsocks(user: str | None = None, password: str = "") -> Iterator[Running]
 @contextmanager
 def stunnel(folder: Path, pem: Path, behind: Running) -> Iterator[Running]:
     """TLS before another proxy: an https proxy."""
-    port = _free_port()
+    port = free_port()
     file = folder / f"stunnel-{port}.conf"
     file.write_text(
         f"foreground = yes\npid =\nsyslog = no\n[proxy]\naccept = 127.0.0.1:{port}\n"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.peers.programs import LOOPBACK, find, free_port, running
+from bench.peers.programs import LOOPBACK, find, running
 from mitm_cache.demo.image import Image
 from tests.fakes.trust import Trust
+from tests.ports import free_port
 
 
 @dataclass(frozen=True, slots=True)

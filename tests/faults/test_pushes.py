@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -170,10 +171,11 @@ def needed(data: Path) -> set[str]:
     """The manifests that local repositories hold, and all that these refer to."""
     found = set()
     for path in (data / "links" / "local").rglob("_digests/*"):
-        link = Link.from_json(path.read_text())
-        if link.media_type in MANIFESTS:
-            content = Contents.of((data / "blobs" / "sha256" / link.digest.hex[:2] / link.digest.hex).read_bytes())
-            found |= {str(link.digest), *(str(each.digest) for each in (*content.manifests, *content.blobs))}
+        with suppress(FileNotFoundError):  # a collection is removing it
+            link = Link.from_json(path.read_text())
+            if link.media_type in MANIFESTS:
+                content = Contents.of((data / "blobs" / "sha256" / link.digest.hex[:2] / link.digest.hex).read_bytes())
+                found |= {str(link.digest), *(str(each.digest) for each in (*content.manifests, *content.blobs))}
     return found
 
 

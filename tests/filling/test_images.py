@@ -4,14 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mitm_cache.demo.content import Memory
-from mitm_cache.demo.image import CONFIG, INDEX, KIB, LAYER, MANIFEST, Manifest, assemble, generate, layer
+from mitm_cache.demo.image import CONFIG, INDEX, KIB, LAYER, MANIFEST, Image, Manifest, assemble, generate, layer
 from mitm_cache.demo.message import Answer, Incoming, Proceed, text
 from tests.fakes.faults import body, schema_1
 from tests.fakes.registry import LyingUpstream
@@ -21,16 +19,9 @@ IMAGE = generate(sizes=[40 * KIB], platforms=["linux/amd64"], seed="as they are"
 PULL_SECONDS = 60
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, IMAGE, "1")
-        yield upstream
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Cache:
-    return Cache(tmp_path, upstream)
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return IMAGE
 
 
 def beside(cache: Cache, *arguments: str) -> dict[str, Any]:

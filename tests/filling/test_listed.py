@@ -127,3 +127,9 @@ def test_files_of_other_systems(tmp_path: Path, text: str, mark: str) -> None:
     path = tmp_path / "images"
     path.write_bytes(f"{mark}{text}".encode())
     assert [str(image) for image in read_list(path).images] == ["docker.io/library/alpine:3"]
+
+
+def test_no_warning_shows_a_password() -> None:
+    """Of an anchor that is there twice YAML's reader would show the lines."""
+    text = "quay.io:\n  images: &a {x: ['1']}\n  credentials:\n    username: &a ann\n    password: s3cret-word\n"
+    assert parse_list(text).sources["quay.io"].login == ("ann", "s3cret-word")  # a warning would be an error

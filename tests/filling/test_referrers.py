@@ -45,11 +45,6 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
         yield upstream
 
 
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Cache:
-    return Cache(tmp_path, upstream)
-
-
 def test_by_the_list(cache: Cache, upstream: LyingUpstream) -> None:
     """What the registry lists comes, and is listed while upstream is away."""
     listed = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [SIGNATURE.descriptor()]}

@@ -3,7 +3,6 @@
 import json
 import time
 from base64 import b64encode
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from mitm_cache.cli import main
 from mitm_cache.demo.access import Access
-from mitm_cache.demo.image import INDEX, KIB, assemble, generate, layer
+from mitm_cache.demo.image import INDEX, KIB, Image, assemble, generate, layer
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.serving import in_thread, process
@@ -23,11 +22,9 @@ HOST = "registry.demo"
 IMAGE = generate(sizes=[100 * KIB, 200 * KIB], seed="filling")
 
 
-@pytest.fixture
-def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
-    with LyingUpstream(tmp_path) as upstream:
-        upstream.registry.put(NAME, IMAGE, "1")
-        yield upstream
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return IMAGE
 
 
 class Cache:
@@ -50,11 +47,6 @@ class Cache:
 
     def blobs(self) -> set[str]:
         return {f"{path.parent.parent.name}:{path.name}" for path in (self.data / "blobs").glob("*/*/*")}
-
-
-@pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Cache:
-    return Cache(tmp_path, upstream)
 
 
 def everything() -> set[str]:

@@ -28,11 +28,6 @@ def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, upstream: LyingUpstream) -> Cache:
-    return Cache(tmp_path, upstream)
-
-
-@pytest.fixture
 def distrustful(tmp_path: Path, upstream: LyingUpstream) -> Cache:
     """A cache that is not told of the registry's certificate."""
     cache = Cache(tmp_path, upstream)
@@ -91,6 +86,6 @@ def test_ctrl_c_while_nobody_answers(cache: Cache, tmp_path: Path) -> None:
         silent[0].accept()[0].close()  # it speaks no TLS
         stack.enter_context(silent[0].accept()[0])
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=9)  # each is given twice 10 seconds otherwise
+        _, err = process.communicate(timeout=18)  # each is given twice 10 seconds otherwise
     assert process.returncode == 130
     assert b"Interrupted; the same command goes on from here." in err

@@ -11,7 +11,7 @@ from typing import Protocol
 from tests.hostile.scene import HUB, TAG, Scene
 from tests.proxy.raw import Answer, Raw, dial, request
 
-SECONDS = 15.0
+SECONDS = 45.0
 """No case may take longer: nearly all of that is a loaded machine's."""
 
 

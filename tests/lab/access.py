@@ -69,7 +69,7 @@ class AccessLog:
         """
         name = uuid.uuid4().hex
         self._probe(self.BARRIER + name)
-        wait_until(lambda: any(name in line for line in self._lines()), "the barrier in the access log", seconds=10)
+        wait_until(lambda: any(name in line for line in self._lines()), "the barrier in the access log")
         return len(self._lines())
 
     def requests(self, host: str | None = None, since: int = 0) -> list[Request]:

@@ -89,7 +89,7 @@ def network(log: Path, hosts: int) -> Iterator[Network]:
         internet, cache, node = (_hold(name, log, stack) for name in ("internet", "cache", "node"))
         mine = os.readlink("/proc/self/ns/net")
         for space in (internet, cache, node):
-            wait_until(partial(_is_apart, space.path, mine), f"namespace {space.name}", seconds=5)
+            wait_until(partial(_is_apart, space.path, mine), f"namespace {space.name}")
         _join(cache, internet)
         _join(cache, node)
         _join(node, internet)

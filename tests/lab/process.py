@@ -12,7 +12,7 @@ class LabError(Exception):
     """Something in the lab failed; the message carries what the program itself said."""
 
 
-def wait_until(check: Callable[[], bool], what: str, *, seconds: float = 30, tick: float = 0.05) -> None:
+def wait_until(check: Callable[[], bool], what: str, *, seconds: float = 60, tick: float = 0.05) -> None:
     """Poll until `check` holds. Raises LabError naming `what` after the deadline."""
     deadline = time.monotonic() + seconds
     while not check():
@@ -66,7 +66,7 @@ class Process:
         """What the program wrote last."""
         return f"--- {self.name} stdout\n{tail(self.out)}\n--- {self.name} stderr\n{tail(self.err)}"
 
-    def wait_until(self, check: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
+    def wait_until(self, check: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
         """Poll until `check` holds, giving up as soon as the program has ended."""
 
         def alive_and_ready() -> bool:

@@ -74,7 +74,7 @@ class Product:
         command = [sys.executable, "-m", "mitm_cache", "--config", str(config), "serve"]
         self.process = process = self.lab.cache.start("product", *command, cwd=ROOT)
         # Not the ports: another process over the same data directory may have them too.
-        process.wait_until(lambda: "Ready." in process.err.read_text(), "the product", seconds=60)
+        process.wait_until(lambda: "Ready." in process.err.read_text(), "the product", seconds=120)
         return self
 
     def stop(self) -> None:
@@ -99,7 +99,7 @@ class Product:
         rows: list[Event] = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return rows[since:]
 
-    def wait_for(self, wanted: Callable[[Event], bool], *, since: int = 0, seconds: float = 10) -> Event:
+    def wait_for(self, wanted: Callable[[Event], bool], *, since: int = 0, seconds: float = 60) -> Event:
         """The first access line that is wanted: it is written after the client has its last byte."""
 
         def found() -> list[Event]:

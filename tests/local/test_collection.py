@@ -11,7 +11,7 @@ import pytest
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.evict import Sweeper
 from mitm_cache.cache.layout import Layout
-from mitm_cache.cache.owned import linking, owned
+from mitm_cache.cache.owned import let_go, linking, owned
 from mitm_cache.cache.pins import Pins
 from mitm_cache.errors import ClientError
 from mitm_cache.local.collection import Collection
@@ -154,6 +154,28 @@ def test_the_limit(tmp_path: Path) -> None:
             assert statuses == [200, 404, 200]
             assert digest_of(layers[1]) not in local.blobs()
             assert measure(local.layout) <= 350 << 10
+
+    asyncio.run(run())
+
+
+def test_what_is_being_pulled_stays_whole(tmp_path: Path) -> None:
+    """An image without a tag of which somebody has the manifest just now keeps its layers, however old these are."""
+
+    async def run() -> None:
+        async with Local(tmp_path, size="300K") as local:
+            digest = await local.push("a", "1", LAYER, b"x" * 100_000)
+            await local.ask("DELETE", "/v2/a/manifests/1")
+            local.age(HOUR * 2)
+            assert (await local.ask("GET", f"/v2/a/manifests/{digest}")).status == 200
+            beside = b"y" * 150_000
+            target = f"/v2/b/blobs/uploads/?digest={digest_of(beside)}"
+            assert (await local.ask("POST", target, OCTETS, beside)).status == 403
+            for layer in (LAYER, b"x" * 100_000):
+                assert (await local.ask("GET", f"/v2/a/blobs/{digest_of(layer)}")).body == layer
+            local.age(HOUR * 2)
+            let_go(local.layout)  # or it would not be looked for again at once
+            assert (await local.ask("POST", target, OCTETS, beside)).status == 201
+            assert local.blobs() == {digest_of(beside)}
 
     asyncio.run(run())
 

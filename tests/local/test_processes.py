@@ -112,10 +112,11 @@ def test_a_chunk_is_broken_off(running: Service, victim: str) -> None:
         elif victim == "service":
             running.restart(None)
     with running.served.client(name=NAME) as client:
+        far = patch(client, place, half + PIECE, half + 2 * PIECE)  # waits for who may still be at work on it
         there = offset(client, place)
         assert half - 64 * KIB <= there <= half
-        wrong = patch(client, place, there + 1, there + PIECE)
-        assert (wrong.status, wrong.headers["Range"]) == (416, f"0-{there - 1}")
+        for wrong in (far, patch(client, place, there + 1, there + PIECE)):
+            assert (wrong.status, wrong.headers["Range"]) == (416, f"0-{there - 1}")
         assert patch(client, place, there, there + PIECE).status == 202
         done = put(client, place, DIGEST, CONTENT[there + PIECE :])
         assert (done.status, done.headers["Docker-Content-Digest"]) == (201, DIGEST)

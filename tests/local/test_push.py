@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
+import threading
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from mitm_cache.cache.owned import linking
+from mitm_cache.errors import ClientError
 from mitm_cache.local import uploads
 from mitm_cache.local.manifests import read
 from mitm_cache.local.store import Store
@@ -451,3 +454,36 @@ def test_one_manifest_is_read_at_a_time(tmp_path: Path) -> None:
             assert pushing.result().status == 201
 
     asyncio.run(run())
+
+
+def test_the_disk_is_freed_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To let go of an upload that is wanted no more may take seconds where it is large."""
+    freed: list[str] = []
+    close = os.close
+
+    def watched(fd: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        if "/uploads/" in name and name.endswith(" (deleted)"):
+            freed.append(threading.current_thread().name)
+        close(fd)
+
+    async def run() -> None:
+        async with Local(tmp_path, size="100K") as local:
+            monkeypatch.setattr(os, "close", watched)
+            place = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
+            assert (await local.ask("PATCH", place, OCTETS, b"x" * 1000)).status == 202
+            assert (await local.ask("DELETE", place)).status == 204
+            wrong = f"/v2/a/blobs/uploads/?digest={digest_of(b'y')}"
+            assert (await local.ask("POST", wrong, OCTETS, b"x")).status == 400
+            gone = await local.intake("POST", wrong, OCTETS, size=1000)
+            gone.write(b"x")
+            gone.close()
+            long = await local.intake("POST", wrong, OCTETS, size=None)
+            with pytest.raises(ClientError, match="is full"):
+                long.write(b"x" * (101 << 10))
+            long.close()
+        monkeypatch.undo()
+
+    asyncio.run(run())
+    assert len(freed) == 4
+    assert all(name.startswith("local") for name in freed), freed

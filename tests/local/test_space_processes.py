@@ -148,9 +148,10 @@ def push_all(clients: list[Client], name: str) -> tuple[list[Push], list[Push]]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process holds nothing any more."""
+    """Whether a process holds nothing any more: its first thread may end before others."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return ended and len(os.listdir(f"/proc/{pid}/task")) == 1
     except (FileNotFoundError, ProcessLookupError):
         return True
 

@@ -58,3 +58,12 @@ async def test_who_looks_waits_for_nobody() -> None:
             assert await threads.look(lambda: "a list") == "a list"
         may_end.set()
     threads.close()
+
+
+@pytest.mark.parametrize("kind", ["look", "run", "prove", "open"])
+async def test_after_the_end(kind: str) -> None:
+    """And where the system has no thread left, the answer says so."""
+    threads = Threads()
+    threads.close()
+    with pytest.raises(StoreError, match="nothing can be done beside the requests"):
+        await getattr(threads, kind)(lambda: None)

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlencode, urlsplit
 
 import bcrypt
 import pytest
 
 from mitm_cache.demo.image import KIB, generate
 from mitm_cache.errors import ConfigError
+from mitm_cache.local.granting import FORM
 from mitm_cache.users.attempts import BUDGET
 from mitm_cache.users.tokens import SECONDS, parse_token
 from mitm_cache.wire.challenge import parse_bearer
 from tests.fakes.registry import LyingUpstream
-from tests.proxy.raw import Raw, dial, request
+from tests.proxy.raw import Answer, Raw, dial, request
 from tests.serving import Client, Reply, Threaded, in_thread, process
 
 UPSTREAM, LOCAL = "registry.demo", "registry.local"
@@ -53,8 +54,13 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def write_users(path: Path, password: str = PASSWORD) -> None:
-    path.touch(mode=0o600)
-    path.write_text(f"ann:{bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()}\n")
+    """One user, ann; none without a password."""
+    # As `user add` does: whoever looks meanwhile has the old one or the new one, and not half of it.
+    new = path.with_name(f"{path.name}.new")
+    new.touch(mode=0o600)
+    hash_ = bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+    new.write_text(f"ann:{hash_}\n" if password else "")
+    new.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +219,9 @@ def test_a_host_that_would_break_the_header(scene: Scene, host: str) -> None:
     assert answer.headers.get("www-authenticate", 'Basic realm="mitm-cache"') == 'Basic realm="mitm-cache"'
 
 
-def test_behind_connect(scene: Scene) -> None:
-    """Who has logged in to the proxy is that user; a stranger's token makes nobody of a user."""
+@contextmanager
+def behind_connect(scene: Scene) -> Iterator[Raw]:
+    """A connection to the local registry by the proxy, as ann."""
     with Raw(scene.cache.address("connect")) as wire:
         login = f"Proxy-Authorization: {basic()['Authorization']}"
         wire.send(f"CONNECT {LOCAL}:443 HTTP/1.1\r\nHost: {LOCAL}:443\r\n{login}\r\n\r\n".encode())
@@ -222,29 +229,56 @@ def test_behind_connect(scene: Scene) -> None:
         context = ssl.create_default_context(cafile=scene.cache.ca_file)
         with context.wrap_socket(wire.socket, server_hostname=LOCAL) as tls:
             wire.socket = tls
-            wire.send(request("/v2/", host=LOCAL))
-            assert wire.answer().status == 200
-            stranger = f"Authorization: Bearer {had(scene.cache)}"
-            line = request(f"/v2/{UPLOADS}", "Content-Length: 0", stranger, method="POST", host=LOCAL)
-            wire.send(line)
-            assert wire.answer("POST").status == 202
+            yield wire
+
+
+def test_behind_connect(scene: Scene) -> None:
+    """Who has logged in to the proxy is that user; a stranger's token makes nobody of a user."""
+    with behind_connect(scene) as wire:
+        wire.send(request("/v2/", host=LOCAL))
+        assert wire.answer().status == 200
+        stranger = f"Authorization: Bearer {had(scene.cache)}"
+        line = request(f"/v2/{UPLOADS}", "Content-Length: 0", stranger, method="POST", host=LOCAL)
+        wire.send(line)
+        assert wire.answer("POST").status == 202
+
+
+@pytest.mark.parametrize("users", ["", "another"], ids=["removed", "another password"])
+def test_behind_connect_a_user_ends(tmp_path: Path, users: str) -> None:
+    """A connection that was let in as a user who is none any more, or has another password, is a stranger's: it pushes
+    nothing, and gets no user's token."""
+    with staged(tmp_path) as scene, behind_connect(scene) as wire:
+
+        def ask(target: str) -> Answer:
+            wire.send(request(target, host=LOCAL))
+            return wire.answer()
+
+        def name() -> str:
+            token = parse_token(json.loads(ask("/v2/token").body)["token"])
+            assert token is not None
+            return token.name
+
+        assert name() == "ann"
+        write_users(scene.users, users)
+        give_up = time.monotonic() + 20
+        while ask("/v2/").status == 200:
+            assert time.monotonic() < give_up
+        assert name() == ""
+        wire.send(request(f"/v2/{UPLOADS}", "Content-Length: 0", method="POST", host=LOCAL))
+        assert wire.answer("POST").status == 401
 
 
 # --- getting one -------------------------------------------------------------------------------------------------
 
 
 def test_who_gets_none(scene: Scene) -> None:
-    """A wrong password gets 401, a token is no password, a POST is not taken, and the connection goes on after it."""
+    """A wrong password gets 401, and a token is no password."""
     with scene.cache.client("tls", name=LOCAL) as client:
         for login in (basic(WRONG), basic(name="eve"), {"Authorization": "Digest x"}):
             refused = fetch(client, login)
             assert (refused.status, refused.code) == (401, "UNAUTHORIZED")
             assert refused.headers["WWW-Authenticate"] == 'Basic realm="mitm-cache"'
     with scene.cache.client("tls", name=LOCAL) as client:
-        for _ in range(2):
-            form = {"Content-Type": "application/x-www-form-urlencoded"}
-            posted = client.ask("POST", "/v2/token", form, b"grant_type=password&username=ann&password=planted+horse")
-            assert (posted.status, posted.code) == (405, "UNSUPPORTED")
         assert client.get(f"/v2/token?scope={'x' * 9000}").status in (414, 431)
     for token in (had(scene.cache), had(scene.cache, basic())):
         with scene.cache.client("tls", name=LOCAL) as client:
@@ -253,6 +287,76 @@ def test_who_gets_none(scene: Scene) -> None:
             assert refused.headers["WWW-Authenticate"] == 'Basic realm="mitm-cache"'
     with scene.cache.client("tls", name=LOCAL) as client:
         assert client.head("/v2/token").status == 200
+
+
+GRANT = {"grant_type": "password", "username": "ann", "password": PASSWORD}
+
+
+def post(client: Client, path: str = "/v2/token", headers: dict[str, str] | None = None, **changed: str) -> Reply:
+    """The answer to a form, as containerd and BuildKit send it."""
+    fields = {key: value for key, value in (GRANT | changed).items() if value}
+    kind = {"Content-Type": f"{FORM}; charset=utf-8"}
+    return client.ask("POST", path, kind | (headers or {}), urlencode(fields, errors="surrogateescape").encode())
+
+
+@pytest.mark.parametrize(
+    ("listener", "name", "path"),
+    [("tls", LOCAL, "/v2/token"), ("mirror", "localhost:5000", "/v2/local/token"), ("clear", LOCAL, "/v2/token")],
+)
+def test_by_a_form(scene: Scene, listener: str, name: str, path: str) -> None:
+    """A user gets one by OAuth 2's password grant, as good as any other, and none to renew it by."""
+    scope = "repository:team/app:pull,push"
+    with scene.cache.client(listener, name=name) as client:
+        token = ""
+        for _ in range(2):
+            posted = post(client, path, scope=scope, client_id="containerd-client", service=LOCAL)
+            assert (posted.status, posted.outcome, posted.headers["Cache-Control"]) == (200, "LOCAL", "no-store")
+            said = json.loads(posted.body)
+            assert said.keys() == {"token", "access_token", "expires_in", "scope"}
+            assert said["scope"] == scope
+            assert SECONDS - 120 < said["expires_in"] < SECONDS
+            token = said["access_token"]
+        opened = client.ask("POST", f"/v2/{UPLOADS}", BEGIN | bearer(token))
+        assert opened.status == 202
+    assert scene.cache.log.wait(1, user="ann", listener=listener, method="POST", status=202)
+
+
+FORMS = [
+    pytest.param({"password": WRONG}, 401, "the user or the password is wrong", id="a wrong password"),
+    pytest.param({"username": "eve"}, 401, "the user or the password is wrong", id="another user"),
+    pytest.param({"username": "ann\udcff"}, 401, "the user or the password is wrong", id="a name of no text"),
+    pytest.param({"password": "\udcff"}, 401, "the user or the password is wrong", id="a password of no text"),
+    pytest.param({"grant_type": "refresh_token", "refresh_token": "x"}, 400, "grant_type=password", id="another grant"),
+    pytest.param({"grant_type": ""}, 400, "grant_type=password", id="no grant"),
+    pytest.param({"username": ""}, 400, "username and password", id="no user"),
+    pytest.param({"password": ""}, 400, "username and password", id="no password"),
+    pytest.param({"scope": "x" * 9000}, 413, "at most 8192 bytes", id="too long"),
+]
+
+
+@pytest.mark.parametrize(("changed", "status", "words"), FORMS)
+def test_forms_that_get_none(scene: Scene, changed: dict[str, str], status: int, words: str) -> None:
+    """Each is told why."""
+    with scene.cache.client("clear", name=LOCAL) as client:
+        refused = post(client, "/v2/token", None, **changed)
+    assert (refused.status, refused.outcome) == (status, "REFUSED")
+    assert words in refused.message
+    assert (refused.headers.get("WWW-Authenticate") == 'Basic realm="mitm-cache"') == (status == 401)
+
+
+def test_posts_that_are_no_forms(scene: Scene) -> None:
+    """Something else than a form, nothing at all, what a browser sends for a web page, and another path."""
+    posts = {
+        415: ("/v2/token", {"Content-Type": "application/json"}),
+        403: ("/v2/token", {"Origin": "https://evil.example"}),
+        405: ("/v2/tokens", {}),
+        400: ("/v2/token", {"Content-Length": "0"}),
+    }
+    for status, (path, headers) in posts.items():
+        with scene.cache.client("tls", name=LOCAL) as client:
+            kind = {"Content-Type": FORM} | headers
+            body = b"" if "Content-Length" in headers else urlencode(GRANT).encode()
+            assert client.ask("POST", path, kind, body).status == status
 
 
 def test_dockerd_at_its_mirror(scene: Scene) -> None:
@@ -283,7 +387,8 @@ def test_passwords_are_not_tried_without_end(tmp_path: Path) -> None:
     with staged(tmp_path) as scene, scene.cache.client("clear", name=LOCAL) as client:
         statuses = []
         for number in range(BUDGET + 3):
-            statuses.append(fetch(client, basic(f"{WRONG}{number}")).status)
+            wrong = f"{WRONG}{number}"
+            statuses.append((post(client, password=wrong) if number % 2 else fetch(client, basic(wrong))).status)
             client.close()
         assert statuses[:BUDGET] == [401] * BUDGET
         assert 429 in statuses[BUDGET:]
@@ -467,7 +572,8 @@ repository = "open/*"
 
 
 def test_no_token_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    """Good or bad, in a pull, a push or a request for a token: it is in no log, no line and no file."""
+    """Good or bad, in a pull, a push or a request for a token: it is in no log, line and file; nor is the password
+    of a form."""
     with staged(tmp_path) as scene:
         tokens = [had(scene.cache, basic()), had(scene.cache)]
         tokens += [changed(token) for token in tokens]
@@ -476,6 +582,9 @@ def test_no_token_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, capf
                 for method, target in (("GET", scene.image()), ("POST", f"/v2/{UPLOADS}"), ("GET", "/v2/token")):
                     with scene.cache.client(listener, name=name) as client:
                         client.ask(method, target, bearer(token), b"" if method == "POST" else None)
+        for password in (PASSWORD, WRONG):
+            with scene.cache.client("clear", name=LOCAL) as client:
+                post(client, password=password)
         text = scene.cache.log.text
     files = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
     said = capfd.readouterr()
@@ -483,4 +592,7 @@ def test_no_token_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, capf
         mac = token.rpartition(".")[2]
         assert mac not in text + caplog.text + said.out + said.err
         assert mac.encode() not in files
-    assert PASSWORD not in text + caplog.text
+    for password in (PASSWORD, WRONG):
+        for said_so in (password, quote_plus(password)):
+            assert said_so not in text + caplog.text + said.out + said.err
+            assert said_so.encode() not in files

@@ -54,6 +54,12 @@ def test_tables_of_others_stay() -> None:
     assert any("quay.io goes past the cache" in note for note in made.notes)
 
 
+def test_what_is_no_table() -> None:
+    """podman says what is wrong with such a file; it keeps nobody from setting the node up."""
+    texts, _ = planned(settings("podman", "mirror"), {CONF: 'registry = ["quay.io"]\n'})
+    assert "quay.io" in {one["location"] for one in tomllib.loads(texts[OURS])["registry"]}
+
+
 def test_the_old_form_cannot_be_mixed() -> None:
     with pytest.raises(ConfigError, match="of the old form"):
         planned(settings("podman", "mirror"), {CONF: '[registries.search]\nregistries = ["docker.io"]\n'})

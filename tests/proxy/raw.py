@@ -9,7 +9,7 @@ from typing import Self
 from tests.serving import Endpoint
 
 LISTENERS = ("tls", "clear", "mirror")
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,26 @@ def test_told_once() -> None:
     assert crowd.tells("a")
 
 
+def test_who_has_many_addresses() -> None:
+    """All of an IPv6 /64 have half of the room, and one line of the log; the other half is for everybody else."""
+    crowd, host = Crowd(10, 3), [f"fd00::1:{number:x}" for number in range(9)]
+    assert [crowd.enter(each) for each in host[:5]] == [""] * 5
+    assert all("more than 5 connections of fd00::/64" in crowd.enter(each) for each in host)
+    assert [crowd.tells(each) for each in host[:3]] == [True, False, False]
+    assert [crowd.enter("fd00:0:0:1::1"), crowd.enter("10.0.0.1"), crowd.enter("fe80::1%eth0")] == [""] * 3
+    crowd.leave(host[0])
+    assert [crowd.enter(host[7]), crowd.tells(host[8])] == ["", True]
+    for each in (*host[1:5], host[7], "fd00:0:0:1::1", "10.0.0.1", "fe80::1%eth0"):
+        crowd.leave(each)
+    assert (crowd.total, crowd._open) == (0, {})
+
+
 def test_the_told_are_not_remembered_for_ever() -> None:
     """A flood from addresses that never have a connection takes no more memory after a while."""
     crowd = Crowd(0, 1)
-    assert all(crowd.tells(f"fd00::{number:x}") for number in range(3 * MAX_TOLD))
+    assert all(crowd.tells(f"fd00:{number:x}::1") for number in range(3 * MAX_TOLD))
     assert len(crowd._told) <= MAX_TOLD
-    assert not crowd.tells(f"fd00::{3 * MAX_TOLD - 1:x}")
+    assert not crowd.tells(f"fd00:{3 * MAX_TOLD - 1:x}::1")
 
 
 def test_room() -> None:

@@ -42,9 +42,15 @@ def basic(name: str, password: str = PASSWORD) -> str:
 
 def write_users(path: Path, cost: int = 4, **passwords: str) -> Path:
     hashes = {name: bcrypt.hashpw(word.encode(), bcrypt.gensalt(cost)).decode() for name, word in passwords.items()}
-    path.touch(mode=0o600)
-    path.write_text("".join(f"{name}:{hash_}\n" for name, hash_ in hashes.items()))
-    return path
+    return put(path, "".join(f"{name}:{hash_}\n" for name, hash_ in hashes.items()))
+
+
+def put(path: Path, text: str) -> Path:
+    """Write it as `user add` does: whoever looks meanwhile has the old one or the new one, and not half of it."""
+    new = path.with_name(f"{path.name}.new")
+    new.touch(mode=0o600)
+    new.write_text(text)
+    return new.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +242,7 @@ def test_the_file_changes_while_serving(tmp_path: Path, caplog: pytest.LogCaptur
         write_users(scene.users, carl="new")
         until(lambda: status("ann", PASSWORD) == 407)
         assert status("carl", "new") == 200
-        scene.users.write_text(f"ann:{PASSWORD}\n")
+        put(scene.users, f"ann:{PASSWORD}\n")
         until(lambda: status("carl", "new") != 200 or "the users are those of before" in caplog.text)
         assert status("carl", "new") == 200
         assert PASSWORD not in caplog.text
@@ -281,7 +287,9 @@ def relayed(scene: Scene, listener: str, *more: str, body: bytes = b"") -> tuple
             head = talk.head()
             assert talk.read(len(body)) == body
             talk.send(CLOSING)
-            assert wire.answer("POST").status == 200
+            answer = wire.answer("POST")
+            assert answer.status == 200
+    scene.cache.log.wait(request_id=answer.headers["x-request-id"])  # so that who counts lines next counts it
     return head
 
 

@@ -99,6 +99,14 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     keeper = Keeper()
+    with Doors(tmp_path / "data", local=keeper).opened() as doors:
+        yield Scene(doors, keeper)
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Scene]:
+    """One that waits for two seconds."""
+    keeper = Keeper()
     with Doors(tmp_path / "data", local=keeper, stall=2).opened() as doors:
         yield Scene(doors, keeper)
 
@@ -308,15 +316,15 @@ def test_a_client_that_leaves(scene: Scene, listener: str, how: str, framing: st
     assert event["bytes_in"] == MIB
 
 
-def test_a_client_that_stalls(scene: Scene, listener: str) -> None:
+def test_a_client_that_stalls(impatient: Scene, listener: str) -> None:
     """It is cut, and holds nothing."""
-    with scene.dial(listener) as wire:
+    with impatient.dial(listener) as wire:
         wire.send(put(bytes(5 * MIB)), bytes(MIB))
-        kept = scene.keeper.wait()
+        kept = impatient.keeper.wait()
         assert kept.closed.wait(10)
         assert wire.rest() == b""
         assert not kept.finished
-    [event] = scene.doors.log.wait(1, method="PUT", outcome="ERROR")
+    [event] = impatient.doors.log.wait(1, method="PUT", outcome="ERROR")
     assert event["reason"] == "the client sent nothing for 2 s"
     assert event["bytes_in"] == MIB
 

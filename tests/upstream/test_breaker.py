@@ -8,24 +8,12 @@ from mitm_cache.errors import UnreachableError
 from mitm_cache.registries import DOCKER_HUB, Registry
 from mitm_cache.upstream.breaker import LAST_SECONDS, Breaker, Place
 from mitm_cache.wire.redirect import Origin
+from tests.clock import Clock
 
 HUB = Place(DOCKER_HUB, Origin("https", "registry-1.docker.io", 443), "https://registry-1.docker.io/v2/")
 TOKENS = Place(DOCKER_HUB, Origin("https", "auth.docker.io", 443), "https://auth.docker.io/", home=False)
 QUAY = Place(Registry("quay.io", "quay.io"), Origin("https", "quay.io", 443), "https://quay.io/v2/")
 GONE = UnreachableError("https://registry-1.docker.io refused the connection or is not reachable")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -44,6 +44,15 @@ class Registry:
         raise AssertionError(f"{link} is kept nowhere")
 
 
+async def received(bypass: Bypass, start: int) -> bytes:
+    assert await bypass.ready() == HEAD
+    await bypass.readable(start, len(CONTENT))
+    found = b""
+    while piece := await bypass.receive():
+        found += piece
+    return found
+
+
 @pytest.mark.parametrize(("how", "starts"), [(os.O_RDONLY, [CHUNK]), (os.O_WRONLY, [0])], ids=["sound", "unreadable"])
 @pytest.mark.parametrize("start", [0, 1000, CHUNK + 5])
 async def test_a_part_that_goes_no_further(tmp_path: Path, how: int, starts: list[int], start: int) -> None:
@@ -57,12 +66,30 @@ async def test_a_part_that_goes_no_further(tmp_path: Path, how: int, starts: lis
     )
     with ThreadPoolExecutor(1) as pool:
         done = asyncio.get_running_loop().run_in_executor(pool, bypass.run)
-        assert await bypass.ready() == HEAD
-        await bypass.readable(start, len(CONTENT))
-        found = b""
-        while piece := await bypass.receive():
-            found += piece
+        assert await received(bypass, start) == CONTENT[start:]
         await done
-    assert found == CONTENT[start:]
     assert registry.starts == starts
     assert part.fileno() < 0
+
+
+async def test_a_manifest_without_a_length(tmp_path: Path) -> None:
+    """The disk took its size and no byte more; upstream says no length, and it is had whole."""
+    path = tmp_path / "part"
+    path.touch()
+    part = Part(Digest.of(CONTENT), path, os.open(path, os.O_RDONLY))
+
+    def fetch(start: int, sink: Sink) -> Answer:
+        answer = Answer(200, Headers(), Origin.of("https://quay.io"))
+        assert (start, sink.begin(answer)) == (0, False)
+        answer.body = CONTENT
+        return answer
+
+    def landed(link: Link) -> None:
+        raise AssertionError(f"{link} is kept nowhere")
+
+    supply = Supply(fetch, landed, "quay.io", max_size=len(CONTENT))
+    bypass = Bypass(part.digest, supply, StoreError("no room"), stopped=lambda: False, head=HEAD, part=part)
+    with ThreadPoolExecutor(1) as pool:
+        done = asyncio.get_running_loop().run_in_executor(pool, bypass.run)
+        assert await received(bypass, 0) == CONTENT
+        await done

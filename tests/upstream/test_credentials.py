@@ -24,25 +24,13 @@ from mitm_cache.upstream.tokens import Question, Tokens
 from mitm_cache.wire.challenge import Bearer
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.redirect import Origin
+from tests.clock import Clock
 from tests.lab.clients import docker_login
 
 APP = Repository("team/app")
 QUAY = Registry("quay.io", "quay.io")
 ANN = Login(Kind.PASSWORD, "ann", "anns-password")
 SECRETS = ("anns-password", "anns-second", "identity-secret")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture(autouse=True)
@@ -276,9 +264,9 @@ def test_a_helper_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture, s
 
 def test_a_helper_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended with everything it has started, after its time."""
-    monkeypatch.setattr(credentials_helper, "HELPER_SECONDS", 0.3)
+    monkeypatch.setattr(credentials_helper, "HELPER_SECONDS", 2)  # it has to begin in them
     environ = helper(tmp_path / "bin", "x", f"echo $$ > {tmp_path}/pid; sleep 600 & sleep 600")
-    with pytest.raises(ConfigError, match=r"docker-credential-x gave no answer about quay.io in 0.3 s"):
+    with pytest.raises(ConfigError, match=r"docker-credential-x gave no answer about quay.io in 2 s"):
         Helper("key", "x", "quay.io", environ).read()
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -4,7 +4,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -211,7 +211,7 @@ def test_no_proxy(way: Way, host: Witness, start: Start, monkeypatch: pytest.Mon
     with start() as proxy:
         text = common(proxy.url())
         way.get(url, f'{text}no_proxy = ["127.0.0.0/8"]')
-        assert not proxy.speaks_of(str(host.port))
+        assert not proxy.speaks_of(f":{host.port}")
         way.get(url, text)
         assert proxy.heard(str(host.port))
 
@@ -223,7 +223,7 @@ def test_environment(way: Way, host: Witness, start: Start) -> None:
         environ = {"https_proxy": proxy.url(USER, PASSWORD)}
         way.get(url, "", environ={**environ, "NO_PROXY": "127.0.0.1"})
         way.get(url, common(""), environ=environ)
-        assert not proxy.speaks_of(str(host.port))
+        assert not proxy.speaks_of(f":{host.port}")
         way.get(url, "", environ=environ)
         assert proxy.heard(str(host.port))
 
@@ -242,7 +242,7 @@ def test_two_registries(way: Way, trust: Trust, tmp_path: Path) -> None:
         way.get(second.url(name="127.0.0.1"), text)
         assert one.heard(f"CONNECT localhost:{first.port}")
         assert two.heard(f"127.0.0.1:{second.port}")
-        assert not one.speaks_of(str(second.port))
+        assert not one.speaks_of(f":{second.port}")
         text = f'{common("http://127.0.0.1:1")}[registries."three.example"]\nproxy = "direct"\n'
         way.get(third.url(name="127.0.0.1"), f'{text}url = "{third.url(name="127.0.0.1")}"')
 
@@ -354,21 +354,34 @@ def test_insecure(way: Way, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.fixture
-def deaf() -> Iterator[Callable[[str, int], None]]:
-    """Makes an address swallow connections: its queue is full, and the kernel drops what comes."""
+def deaf() -> Iterator[Callable[[socket.socket], None]]:
+    """Makes a bound socket swallow connections: its queue is full, and the kernel drops what comes."""
     with ExitStack() as stack:
 
-        def make(address: str, port: int) -> None:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            server = stack.enter_context(socket.socket(family))
-            server.bind((address, port))
+        def make(server: socket.socket) -> None:
             server.listen(0)
             for _ in range(2):
-                waiting = stack.enter_context(socket.socket(family))
+                waiting = stack.enter_context(socket.socket(server.family))
                 waiting.setblocking(False)
-                waiting.connect_ex((address, port))
+                waiting.connect_ex(server.getsockname())
 
         yield make
+
+
+@contextmanager
+def one_port(*addresses: str) -> Iterator[list[socket.socket]]:
+    """A socket at each address, all with one port: where a connection that has just ended has it, another one."""
+    while True:
+        with ExitStack() as stack:
+            families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
+            sockets = [stack.enter_context(socket.socket(family)) for family in families]
+            try:
+                for bound, address in zip(sockets, addresses, strict=True):
+                    bound.bind((address, sockets[0].getsockname()[1]))
+            except OSError:
+                continue
+            yield sockets
+            return
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -377,13 +390,14 @@ def deaf() -> Iterator[Callable[[str, int], None]]:
     [("::1", "127.0.0.1"), ("127.0.0.1", "::1"), ("127.0.0.2", "127.0.0.1")],
 )
 def test_fall_back(
-    transport: Transport, trust: Trust, deaf: Callable[[str, int], None], dead: str, alive: str, silent: bool
+    transport: Transport, trust: Trust, deaf: Callable[[socket.socket], None], dead: str, alive: str, silent: bool
 ) -> None:
     """A first address that refuses, or never answers, costs nothing but a moment, whatever its family."""
-    with socket.create_server((alive, 0), family=socket.AF_INET6 if ":" in alive else socket.AF_INET) as server:
+    with one_port(dead, alive) as (nobody, server):
+        server.listen()
         port = server.getsockname()[1]
         if silent:
-            deaf(dead, port)
+            deaf(nobody)
         route = Route((dead, alive), trust.ca_file)
         with transport.dial(Origin("https", "both.example", port), route) as connected:
             assert connected.getpeername()[0] == alive

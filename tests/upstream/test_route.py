@@ -15,28 +15,17 @@ from mitm_cache.errors import ConfigError, LoopError, UpstreamError
 from mitm_cache.upstream.route import HostRule, Names, Own, Route, Router
 from mitm_cache.wire.redirect import Origin
 from tests.needs import find_tool, needs_root, needs_tool
+from tests.ports import free_port
 
 needs_dnsmasq = needs_tool("dnsmasq", package="dnsmasq-base")
 TRUST = Path("/trust.pem")
 OTHER_TRUST = Path("/other.pem")
 
 
-def _free_port(address: str) -> int:
-    """A port that is free for UDP and for TCP: dnsmasq wants both."""
-    while True:
-        with socket.create_server((address, 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            port: int = tcp.getsockname()[1]
-            try:
-                udp.bind((address, port))
-            except OSError:
-                continue
-            return port
-
-
 @contextmanager
 def dnsmasq(*records: str, address: str = "127.0.0.1") -> Iterator[str]:
     """A DNS server that knows these records and nothing else; its address and port."""
-    port = _free_port(address)
+    port = free_port(address)
     program = find_tool("dnsmasq")
     assert program is not None
     options = ["--no-hosts", "--no-resolv", "--conf-file=/dev/null", "--bind-interfaces", "--no-daemon", "--pid-file="]

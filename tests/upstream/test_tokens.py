@@ -12,6 +12,7 @@ from mitm_cache.upstream.tokens import DEFAULT_SECONDS, MARGIN, Question, Tokens
 from mitm_cache.wire.challenge import Bearer
 from mitm_cache.wire.headers import Headers
 from mitm_cache.wire.redirect import Origin
+from tests.clock import Clock
 
 APP, OTHER = Repository("team/app"), Repository("team/other")
 QUAY = Registry("quay.io", "quay.io", aliases=("cdn.quay.io",))
@@ -58,17 +59,9 @@ def test_belongs_to_where_it_really_is() -> None:
     assert not belongs("https://10.0.0.9:5000/auth", PRIVATE, home)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mitm_cache.registries import TABLE, Known
 from mitm_cache.welcome.facts import Facts, Place, own_address, places
 from mitm_cache.welcome.names import rows
 from mitm_cache.welcome.pages import Welcome
+from tests.needs import needs_root, needs_tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +85,30 @@ def app(tmp_path: Path) -> Iterator[App]:
     app = App(load(file=file, environ={}, flags={f"listen.{name}": "127.0.0.1:0" for name in LISTENERS}))
     yield app
     app.close()
+
+
+@needs_root()
+@needs_tool("unshare", package="util-linux")
+@needs_tool("ip", package="iproute2")
+@pytest.mark.parametrize(
+    ("prepare", "told"),
+    [
+        pytest.param("ip link set lo up", "127.0.0.1", id="nothing but loopback"),
+        pytest.param("ip link set lo up && {lan}", "198.51.100.7", id="a network without a way out"),
+        pytest.param("ip link set lo up && {lan} && {out}", "203.0.113.9", id="the way out"),
+    ],
+)
+def test_the_address_that_is_told(prepare: str, told: str) -> None:
+    """It is that towards the default route, and where there is none, as over an air gap, that of an interface."""
+    lan = "ip link add lan type veth peer name lan2 && ip addr add 198.51.100.7/24 dev lan && ip link set lan up"
+    out = (
+        "ip link add out type veth peer name out2 && ip addr add 203.0.113.9/24 dev out && ip link set out2 up && "
+        "ip link set out up && ip route add default via 203.0.113.1"
+    )
+    code = "from mitm_cache.welcome.facts import own_address; print(own_address())"
+    script = f'{prepare.format(lan=lan, out=out)} && exec "$@"'
+    command = ["unshare", "--net", "sh", "-ec", script, "sh", sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip() == told
 
 
 def test_said_at_the_start(app: App) -> None:

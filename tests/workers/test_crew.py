@@ -12,13 +12,14 @@ import pytest
 from mitm_cache.config import LISTENERS, Config, load
 from mitm_cache.errors import MitmCacheError
 from mitm_cache.workers import crew as crews
+from mitm_cache.workers import hand as hands
 from mitm_cache.workers.crew import LAST_PAUSE, Crew, pause_after
 from mitm_cache.workers.hand import Hand
 
 WORKER = """#!{python} -S
 import socket, sys
 line = socket.socket(fileno=int(sys.argv[4]))
-length = int.from_bytes(line.recv(4), "big")
+length = int.from_bytes(line.recv(8)[:4], "big")
 while length:
     length -= len(line.recv(length))
 line.sendall(b'{{"ready":true}}\\n')
@@ -77,6 +78,63 @@ async def test_what_a_worker_says_last(config: Config, program: Callable[[str], 
         await again.wait()
     assert not hired[0].alive()
     await end(crew)
+
+
+async def test_words_of_another_version(
+    config: Config, program: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program that was replaced meanwhile may say more: that is told, once, and its worker serves on."""
+    program(r"""
+line.sendall(b'{"novel":1}\n[]\n')
+for order in line.makefile("rb"):
+    if b"drain" in order: break
+    line.sendall(order.replace(b'"do":"report"', b'"report":{"numbers":{"novel":1},"usage":{}}'))
+""")
+    crew = Crew(config, {}, 1, hire=Hand, retire=lambda _hand: None)
+    crew.start()
+    async with asyncio.timeout(20):
+        await crew.complete()
+        [hand] = crew.serving
+        await hand.ask()
+    assert (hand.answers, hand.report, crew.serving) == (True, None, [hand])
+    assert caplog.text.count("says what this version does not know; restart the service") == 1
+    await end(crew)
+
+
+async def test_a_process_that_does_not_end(
+    config: Config, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that has let go of its line and stays is killed, and its post is manned again."""
+    monkeypatch.setattr(hands, "END_SECONDS", 0.1)
+    program("line.close(); import signal; signal.pause()")
+    again = asyncio.Event()
+    hired: list[Hand] = []
+
+    def hire() -> Hand:
+        hired.append(Hand())
+        if len(hired) > 1:
+            again.set()
+        return hired[-1]
+
+    crew = Crew(config, {}, 1, hire=hire, retire=lambda _hand: None)
+    crew.start()
+    async with asyncio.timeout(20):
+        await again.wait()
+    assert not hired[0].alive()
+    assert f"worker {hired[0].pid} has ended: it did not end by itself and was killed" in caplog.text
+    await end(crew)
+
+
+async def test_who_lingers_is_told_not_to(config: Config, program: Callable[[str], None]) -> None:
+    """A stop soon after a reload does not wait for connections on which nothing is under way."""
+    program("for order in line.makefile():\n    if '\"linger\":false' in order: break")
+    crew = Crew(config, {}, 1, hire=Hand, retire=lambda _hand: None)
+    crew.start()
+    async with asyncio.timeout(20):
+        await crew.complete()
+        crew.dismiss(linger=True)
+        crew.dismiss(linger=False)
+        await asyncio.gather(*crew.posts)
 
 
 async def test_no_process_is_to_be_had(

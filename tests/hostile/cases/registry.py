@@ -4,7 +4,7 @@ import gzip
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from tests.hostile.case import Case
+from tests.hostile.case import SECONDS, Case
 from tests.hostile.host import Asked, Say, endless, reply
 from tests.hostile.scene import SCRIPTED, Scene
 from tests.proxy.raw import dial, request
@@ -37,7 +37,11 @@ def fetch(scene: Scene, target: str, *, method: str = "GET") -> tuple[int, dict[
 
 
 def blob(
-    name: str, make: Callable[[bytes], Iterable[bytes]], *, statuses: Sequence[int] = (502, CUT), seconds: float = 15
+    name: str,
+    make: Callable[[bytes], Iterable[bytes]],
+    *,
+    statuses: Sequence[int] = (502, CUT),
+    seconds: float = SECONDS,
 ) -> Case:
     """What a registry sends for a blob: never 200 and whole, unless it is the blob."""
 

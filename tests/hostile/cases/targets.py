@@ -40,6 +40,8 @@ TARGETS: dict[str, str | bytes] = {
     "a semicolon": "/v2/team/app;x/manifests/1",
     "a fragment": "/v2/team/app/manifests/1#x",
     "a fragment before the query": "/v2/team/app/manifests/#?x",
+    "a fragment with a path": "/v2/team/app/manifests/1#/x",
+    "an empty fragment behind a list": "/v2/team/app/tags/list#",
     "a NUL": b"/v2/team/app/manifests/\0",
     "a tab": b"/v2/team/app\t/manifests/1",
     "raw UTF-8": "/v2/tëam/app/manifests/1".encode(),
