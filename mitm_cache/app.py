@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from mitm_cache.proxy.receive import Receive
 from mitm_cache.proxy.serve import Serve
 from mitm_cache.proxy.upgrade import Crossings
 from mitm_cache.tasks import Tasks
+from mitm_cache.upstream.breaker import Absence
 from mitm_cache.users import OwnTokens, Users
 from mitm_cache.welcome.facts import Facts as PublicFacts
 from mitm_cache.welcome.facts import own_address
@@ -73,6 +74,7 @@ class App:
         self._listeners: Listeners | None = None
         self._serve: Serve | None = None
         self._in_flight: Callable[[], int] = lambda: 0
+        self._away: Callable[[], Mapping[str, Absence]] = dict
 
     @property
     def authority(self) -> CertificateAuthority:
@@ -95,6 +97,7 @@ class App:
                 tokens=self._tokens,
             )
             self.numbers.quotas = core.leg.client.quotas.all
+            self._away = core.leg.client.breaker.away
             stack.callback(core.close)
             if self.users is not None:
                 stack.callback(self.users.close)
@@ -186,6 +189,7 @@ class App:
             accepting=self._accepting(),
             in_flight=self._in_flight(),
             numbers=self.numbers.counts(),
+            away=self._away(),
         )
 
     def _accepting(self) -> bool:
@@ -208,6 +212,7 @@ class App:
             in_flight=door.in_flight,
             listeners=lambda: OK if self._accepting() else DEAF,
             clock=_now,
+            away=self._away,
         )
 
     async def _flush_regularly(self) -> None:

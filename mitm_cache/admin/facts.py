@@ -9,6 +9,7 @@ from mitm_cache.admin.usage import Usage
 from mitm_cache.ca import Description
 from mitm_cache.cache.blobs import Blobs
 from mitm_cache.cache.layout import Layout
+from mitm_cache.upstream.breaker import Absence
 
 
 async def _known() -> None:
@@ -38,3 +39,5 @@ class Facts:
     """The processes that serve."""
     replaced: Callable[[], int] = lambda: 0
     usage: Callable[[], Usage] = Usage.own
+    away: Callable[[], Mapping[str, Absence]] = dict
+    """Who is away upstream, by name."""

@@ -212,6 +212,11 @@ class _Service(Collector):
             if quota.limit is not None:
                 limit.add_metric((registry,), quota.limit)
         yield from (left, limit)
+        who = "1 for each registry or token host that is away"
+        away = GaugeMetricFamily("mitm_cache_upstream_away", who, labels=("host",))
+        for name in sorted(self._facts.away()):
+            away.add_metric((name,), 1)
+        yield away
 
     def _synced(self) -> Iterator[Metric]:
         when = GaugeMetricFamily(

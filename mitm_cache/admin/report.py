@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from mitm_cache.admin.metrics import Counts, Numbers
 from mitm_cache.admin.usage import Usage
+from mitm_cache.upstream.breaker import Absence
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Report:
     accepting: bool = False
     in_flight: int = 0
     numbers: Counts = field(default_factory=Counts)
+    away: Mapping[str, Absence] = field(default_factory=dict)
+    """Who is away upstream, by name; since when by the clock that all processes have."""
     usage: Usage = field(default_factory=Usage.own)
 
     def to_json(self) -> dict[str, Any]:
@@ -29,7 +32,8 @@ class Report:
         """What `to_json` made. Raises ValueError where it was another version's."""
         try:
             counts, usage = Counts(**fields["numbers"]), Usage(**fields["usage"])
-            return cls(fields["accepting"], fields["in_flight"], counts, usage)
+            away = {name: Absence(**absence) for name, absence in fields["away"].items()}
+            return cls(fields["accepting"], fields["in_flight"], counts, away, usage)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no report: {error}") from error
 

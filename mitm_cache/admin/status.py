@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -56,6 +57,10 @@ class Status:
                 "pushed": numbers.pushed,
             },
             "uncached": numbers.uncached,
+            "away": {
+                name: {"seconds": round(time.monotonic() - absence.since), "reason": absence.reason}
+                for name, absence in sorted(facts.away().items())
+            },
             "quotas": {name: asdict(quota) for name, quota in numbers.quotas().items()},
             "evicted": {"count": numbers.evicted_blobs, "bytes": numbers.evicted_bytes},
             "ca": describe(facts.ca()),

@@ -236,6 +236,8 @@ def _traffic(document: Document) -> Iterator[tuple[str, str]]:
     yield "upstream", f"{size(moved['received'])} fetched"
     if moved.get("pushed"):
         yield "pushed", f"{size(moved['pushed'])} to the local registry"
+    for name, absence in document.get("away", {}).items():
+        yield "AWAY", f"{name}: for {timedelta(seconds=absence['seconds'])}: {absence['reason']}"
     for registry, quota in document.get("quotas", {}).items():
         of = "" if quota["limit"] is None else f" of {quota['limit']:,}"
         window = f" in {quota['window'] / 3600:g} h" if quota["window"] else ""

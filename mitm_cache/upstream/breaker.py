@@ -117,8 +117,12 @@ class Breaker:
             with self._lock:
                 self._absent.pop(place, None)
 
-    @property
-    def absent(self) -> dict[str, str]:
-        """Which places are away, and why."""
+    def away(self) -> dict[str, Absence]:
+        """Who is away, by a registry's name or a token host's."""
         with self._lock:
-            return {str(place): absence.reason for place, absence in self._absent.items() if not absence.doubted}
+            absent = list(self._absent.items())
+        return {
+            place.registry.name if place.home else place.origin.host: absence
+            for place, absence in absent
+            if not absence.doubted
+        }

@@ -15,6 +15,7 @@ from mitm_cache.cache.disk import Disk
 from mitm_cache.cache.layout import Layout
 from mitm_cache.config import Config
 from mitm_cache.listening import Bound
+from mitm_cache.upstream.breaker import Absence
 from mitm_cache.workers.crew import Crew
 from mitm_cache.workers.hand import Hand
 
@@ -63,12 +64,18 @@ class Account:
             workers=lambda: [hand.pid for hand in self._serving()],
             replaced=lambda: self._replaced + sum(crew.replaced for crew in self._crews()),
             usage=lambda: self._tally.usage,
+            away=self._away,
         )
 
     def _listeners(self) -> str:
         # The last crew is not there yet while a reload brings it up: those before it serve until then.
         crew = max(self._crews(), key=lambda crew: len(_accepting(crew)) / crew.count, default=None)
         return DEAF if crew is None else _condition(crew)
+
+    def _away(self) -> dict[str, Absence]:
+        """What any of them knows: one that has not asked a registry cannot say."""
+        known = [item for report in self._reports(self._serving()) for item in report.away.items()]
+        return dict(sorted(known, key=lambda item: item[1].since, reverse=True))
 
     def _serving(self) -> list[Hand]:
         return [hand for crew in self._crews() for hand in crew.serving]

@@ -38,11 +38,16 @@ def value(result: Result, label: str) -> str:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[Threaded]:
+def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
     with LyingUpstream(tmp_path) as upstream:
         upstream.registry.put("team/app", generate(sizes=[64 * KIB], platforms=["linux/amd64"]), "1")
-        with in_thread(tmp_path / "data", upstream, listen=(*LISTENERS, "admin")) as cache:
-            yield cache
+        yield upstream
+
+
+@pytest.fixture
+def cache(tmp_path: Path, upstream: LyingUpstream) -> Iterator[Threaded]:
+    with in_thread(tmp_path / "data", upstream, listen=(*LISTENERS, "admin")) as cache:
+        yield cache
 
 
 def at(cache: Threaded) -> str:
@@ -92,6 +97,17 @@ def test_not_ready(cache: Threaded, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert value(result, "state").startswith("not ready, process ")
     assert f"data_dir: {cache.data} cannot be written: No such file or directory" in result.output
+
+
+def test_a_registry_that_is_away(cache: Threaded, tmp_path: Path, upstream: LyingUpstream) -> None:
+    """It is named, with why and for how long, until it is back."""
+    assert "AWAY" not in rows(invoke(tmp_path, at(cache)))
+    upstream.stop()
+    with cache.client() as client:
+        assert client.get("/v2/team/app/manifests/1").status == 502
+    words = value(invoke(tmp_path, at(cache)), "AWAY")
+    assert words.startswith(f"{cache.registry}: for 0:00:0")
+    assert "refused the connection" in words
 
 
 def test_json(cache: Threaded, tmp_path: Path) -> None:

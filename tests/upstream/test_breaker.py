@@ -6,7 +6,7 @@ import pytest
 
 from mitm_cache.errors import UnreachableError
 from mitm_cache.registries import DOCKER_HUB, Registry
-from mitm_cache.upstream.breaker import LAST_SECONDS, Breaker, Place
+from mitm_cache.upstream.breaker import LAST_SECONDS, Absence, Breaker, Place
 from mitm_cache.wire.redirect import Origin
 from tests.clock import Clock
 
@@ -48,11 +48,11 @@ def test_the_first_failure(breaker: Breaker, clock: Clock, opened: list[Place]) 
     assert error.message == f"docker.io has been away for 12 s: {GONE.message}"
     assert (error.status, error.retry_after) == (503, "2")
     assert away(breaker, QUAY) is away(breaker, TOKENS) is None
-    assert breaker.absent == {"docker.io": GONE.message}
+    assert breaker.away() == {"docker.io": Absence(clock.now - 12, GONE.message)}
     assert breaker.is_away(HUB)
     breaker.answer(HUB)
     assert away(breaker, HUB) is None
-    assert breaker.absent == {}
+    assert breaker.away() == {}
 
 
 def test_a_token_host(breaker: Breaker) -> None:
@@ -61,6 +61,7 @@ def test_a_token_host(breaker: Breaker) -> None:
     error = away(breaker, TOKENS)
     assert error is not None
     assert error.message.startswith("auth.docker.io, which issues tokens for docker.io, has been away for 0 s")
+    assert list(breaker.away()) == ["auth.docker.io"]
     assert away(breaker, HUB) is None
 
 
@@ -85,7 +86,7 @@ def test_doubt(breaker: Breaker, clock: Clock, opened: list[Place]) -> None:
     """Who has something else to serve does not wait; all others ask on, until it is looked who is right."""
     breaker.doubt(HUB, 3)
     breaker.doubt(HUB, 3)
-    assert (opened, breaker.pause(HUB), breaker.absent) == ([HUB], 0.0, {})
+    assert (opened, breaker.pause(HUB), breaker.away()) == ([HUB], 0.0, {})
     assert away(breaker, HUB) is None
     error = away(breaker, HUB, patient=False)
     assert error is not None

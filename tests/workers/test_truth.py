@@ -21,13 +21,16 @@ from tests.serving import Process, process
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+def upstream(tmp_path: Path) -> Iterator[LyingUpstream]:
+    with LyingUpstream(tmp_path) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def served(tmp_path: Path, upstream: LyingUpstream, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """Two workers, and an admin listener."""
     monkeypatch.setenv("MITM_CACHE_LISTEN_ADMIN", "127.0.0.1:0")
-    with (
-        LyingUpstream(tmp_path) as upstream,
-        process(tmp_path / "data", upstream, more="[serve]\nworkers = 2\n") as served,
-    ):
+    with process(tmp_path / "data", upstream, more="[serve]\nworkers = 2\n") as served:
         yield served
 
 
@@ -48,6 +51,18 @@ def ask(served: Process, path: str) -> tuple[int, str]:
 
 def document(served: Process, path: str) -> Any:
     return json.loads(ask(served, path)[1])
+
+
+def test_a_registry_that_is_away(served: Process, upstream: LyingUpstream) -> None:
+    """It is away as soon as one of the workers knows."""
+    upstream.stop()
+    with served.client() as client:
+        assert client.get("/v2/team/app/manifests/1").status == 502
+    (name, absence), *more = document(served, "/status")["away"].items()
+    assert (name, more) == (served.registry, [])
+    assert absence["seconds"] in range(30)
+    assert "refused the connection" in absence["reason"]
+    assert f'mitm_cache_upstream_away{{host="{served.registry}"}} 1.0' in ask(served, "/metrics")[1]
 
 
 def test_a_worker_that_hangs(served: Process) -> None:
