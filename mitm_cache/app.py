@@ -176,6 +176,7 @@ class App:
             self._listeners.leave()
             try:
                 async with asyncio.timeout(seconds):
+                    await asyncio.sleep(FLUSH_SECONDS)  # whoever was accepted last is counted by then
                     while self._in_flight() or (linger and self._listeners.connections):  # noqa: ASYNC110 - nobody tells
                         await asyncio.sleep(FLUSH_SECONDS)
                     await asyncio.sleep(FLUSH_SECONDS)  # what was written last leaves

@@ -90,7 +90,12 @@ class Core:
             self.known = known = Knowledge.open(layout, index, verdicts)
             self.blobs, self.links = known.blobs, known.links
             self._sweeper = Sweeper(layout=layout, blobs=self.blobs, links=self.links, limit=config.max_size.of)
-            self._room = Room(layout.spool, least=config.min_free.of, sweep=partial(self._sweeper.sweep, whole=True))
+            self._room = Room(
+                layout.spool,
+                least=config.min_free.of,
+                sweep=partial(self._sweeper.sweep, whole=True),
+                stopped=self._stopping.is_set,
+            )
             self.spool = spool = Spool(layout.spool, self.blobs, self._room)
             proofs = Proofs(self.blobs, Quarantine(layout.quarantine, self.blobs), stopped=self._stopping.is_set)
             stack.callback(proofs.close)

@@ -13,10 +13,33 @@ logger = logging.getLogger(__name__)
 
 def in_pool[T](pool: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
     """Have a thread do something that blocks. Raises StoreError where the system has no thread left for it."""
+    waiting = [work]
+
+    def do() -> T:
+        return waiting.pop()()
+
     try:
-        return asyncio.get_running_loop().run_in_executor(pool, work)
+        return asyncio.get_running_loop().run_in_executor(pool, do)
     except RuntimeError as error:  # that is what a pool says then, and when it has been closed
+        waiting.clear()  # what it has refused may be in its queue all the same
         raise StoreError(f"nothing can be done beside the requests: {error}") from error
+
+
+def leave_to(pool: Executor, work: Callable[[], object]) -> None:
+    """Have a thread do something that nobody waits for; it is done at once where there is none. For any thread."""
+    waiting = [work]
+
+    def do() -> None:
+        try:
+            one = waiting.pop()
+        except IndexError:
+            return  # it has been done: what a pool has refused may be in its queue all the same
+        one()
+
+    try:
+        pool.submit(do)
+    except RuntimeError:
+        do()
 
 
 def stop_accepting(server: asyncio.Server) -> None:

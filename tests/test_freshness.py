@@ -75,17 +75,29 @@ def test_for_other_types(client: Client, upstream: LyingUpstream) -> None:
     assert upstream.requests.count(kind="tag") == 2
 
 
+def heeding(incoming: Incoming, proceed: Proceed) -> Answer:
+    """A registry that gives something else to who asks with a query."""
+    return proceed(replace(incoming, path=incoming.path.replace("/1", "/2")) if incoming.query else incoming)
+
+
 def test_a_query_says_nothing(client: Client, upstream: LyingUpstream, image: Image, newer: Image) -> None:
-    """A tag is kept under its name alone, so a registry that heeds a query, as mirrors do `ns`, is not given one."""
+    """A tag is kept under its name alone, so a registry is not given a query."""
     upstream.registry.put(NAME, newer, "2")
+    upstream.lie("tag", heeding)
+    for query in ("x=1", f"ns={client.host}"):
+        for method in ("HEAD", "GET"):
+            reply = client.ask(method, f"{TAG}?{query}", ANY)
+            assert reply.headers["Docker-Content-Digest"] == image.index.digest
+    assert client.get(TAG, ANY).body == image.index.body
 
-    def heeding(incoming: Incoming, proceed: Proceed) -> Answer:
-        return proceed(replace(incoming, path=incoming.path.replace("/1", "/2")) if incoming.query else incoming)
 
+def test_a_mirror_of_others(client: Client, upstream: LyingUpstream, image: Image, newer: Image) -> None:
+    """By `ns` a node may ask a registry for another one's tag: it is answered by what that has, and nothing is kept."""
+    upstream.registry.put(NAME, newer, "2")
     upstream.lie("tag", heeding)
     for method in ("HEAD", "GET"):
         reply = client.ask(method, f"{TAG}?ns=other.demo", ANY)
-        assert reply.headers["Docker-Content-Digest"] == image.index.digest
+        assert (reply.outcome, reply.headers["Docker-Content-Digest"]) == ("RELAY", newer.index.digest)
     assert client.get(TAG, ANY).body == image.index.body
 
 
@@ -168,12 +180,12 @@ def test_who_has_shown_no_credential(client: Client, upstream: LyingUpstream) ->
     """Containerd asks without one each time, to be told where to log in: a herd of nodes is told by one question."""
     client.get(TAG, ANY)
     other = f"/v2/{NAME}/manifests/other"
-    upstream.lie("tag", faults.challenge("https://login.demo/token"))
+    challenge = {"WWW-Authenticate": 'Bearer realm="https://login.demo/token",service="demo"', "Set-Cookie": "sid=1"}
+    upstream.lie("tag", faults.refuse(401, "UNAUTHORIZED", challenge))
     replies = [client.head(other, ANY) for _ in range(3)]
     assert {(reply.status, reply.outcome) for reply in replies} == {(401, "REFUSED")}
-    assert {reply.headers["WWW-Authenticate"] for reply in replies} == {
-        'Bearer realm="https://login.demo/token",service="demo"'
-    }
+    assert {reply.headers["WWW-Authenticate"] for reply in replies} == {challenge["WWW-Authenticate"]}
+    assert [reply.headers["Set-Cookie"] for reply in replies] == ["sid=1", None, None], "a session is one client's"
     asked = upstream.requests.count(kind="tag")
     assert asked == 2, "of two tags once each"
     for number in (1, 2):

@@ -94,12 +94,14 @@ def test_head_stays_head(client: Client, upstream: LyingUpstream, image: Image) 
     assert asked(upstream) == ["HEAD tag", "HEAD tag", "HEAD blob"]
 
 
-def test_head_where_storage_refuses_it(client: Client, upstream: LyingUpstream, image: Image) -> None:
+@pytest.mark.parametrize("status", [403, 501])
+def test_head_where_storage_refuses_it(client: Client, upstream: LyingUpstream, image: Image, status: int) -> None:
     """A registry that redirects HEAD to an address signed for GET: its size is had by asking for one byte."""
     target, data = layer(image)
     digest = target.rpartition("/")[2]
     path = upstream.storage.put(digest, image.blobs[digest])
     upstream.lie("blob", faults.redirect_to(lambda _: upstream.storage.sign(path, name="127.0.0.1")))
+    upstream.lie("object", faults.refuse(status), method="HEAD")
     reply = client.head(target)
     assert (reply.status, reply.headers["Content-Length"]) == (200, str(len(data)))
     assert [each.range for each in upstream.requests.select(kind="object", method="GET")] == ["bytes=0-0"]

@@ -11,11 +11,14 @@ import pytest
 from mitm_cache.demo.access import Access
 from mitm_cache.demo.image import KIB, Image, generate
 from mitm_cache.demo.message import Answer, Incoming, Proceed, text
+from mitm_cache.oci.digest import Digest
 from tests.fakes import faults
 from tests.fakes.registry import LyingUpstream
 from tests.serving import Reply, Threaded, in_thread
 
 ABSENT = f"sha256:{'0' * 64}"
+PAGE = "<html>Please log in"
+OF_PAGE = Digest.of(PAGE.encode())
 PRIVATE, OPEN = "team/private", "open.demo"
 USERS = {"ann": "anns-password"}
 ANN = "Basic " + base64.b64encode(b"ann:anns-password").decode()
@@ -113,7 +116,9 @@ def test_a_registry_behind_a_login_page(
     "target",
     [
         f"/v2/{PRIVATE}/blobs/{ABSENT}",
+        f"/v2/{PRIVATE}/blobs/{OF_PAGE}",
         f"/v2/{PRIVATE}/manifests/{ABSENT}",
+        f"/v2/{PRIVATE}/manifests/{OF_PAGE}",
         f"/v2/{PRIVATE}/manifests/1",
         f"/v2/{PRIVATE}/manifests/none",
         f"/v2/{PRIVATE}/tags/list",
@@ -180,7 +185,7 @@ def test_tags_while_there_is_a_page(cache: Threaded, upstream: LyingUpstream, im
 
 def login_page(incoming: Incoming, proceed: Proceed) -> Answer:
     """A page for people, whatever is asked for."""
-    return text(200, "<html>Please log in", "text/html")
+    return text(200, PAGE, "text/html")
 
 
 def test_storage_that_refuses_head_is_a_yes(cache: Threaded, upstream: LyingUpstream, image: Image) -> None:

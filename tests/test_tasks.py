@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mitm_cache.errors import StoreError
-from mitm_cache.tasks import Tasks, in_pool, stop_accepting
+from mitm_cache.tasks import Tasks, in_pool, leave_to, stop_accepting
 
 
 async def fail(ready: asyncio.Event) -> None:
@@ -69,6 +70,31 @@ def test_a_pool_that_is_closed() -> None:
             await in_pool(pool, lambda: None)
 
     asyncio.run(run())
+
+
+async def test_no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pool has refused for that is done by no thread that has time for it later; what must be is done once."""
+    may_end, begun, done = threading.Event(), threading.Event(), list[str]()
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(20)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = in_pool(pool, work)
+        assert await asyncio.to_thread(begun.wait, 20)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start)
+            with pytest.raises(StoreError, match="nothing can be done beside the requests"):
+                in_pool(pool, lambda: done.append("refused"))
+            leave_to(pool, lambda: done.append("now"))
+            assert done == ["now"]
+        may_end.set()
+        await busy
+    assert done == ["now"]
 
 
 async def _set(event: asyncio.Event) -> None:

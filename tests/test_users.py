@@ -405,6 +405,24 @@ async def test_the_loop_goes_on(tmp_path: Path) -> None:
     assert turns > 100
 
 
+async def test_a_change_while_it_is_asked(path: Path) -> None:
+    """A password that was right when it was asked for, and is another one by the answer, is not right any more."""
+    clock, may_go = Clock(), threading.Event()
+    async with opened(path, clock) as known:
+        await known.look()
+        for _ in range(known._pool._max_workers):
+            known._pool.submit(may_go.wait, 20)
+        async with asyncio.TaskGroup() as group:
+            check = group.create_task(known.check("10.0.0.1", ANN))
+            await asyncio.sleep(0)
+            assert known._asked
+            write(path, f"ann:{OTHER}\n", age=50)
+            clock.now += LOOK_SECONDS
+            await known.look()
+            may_go.set()
+        assert not check.result()
+
+
 async def test_a_client_that_leaves(path: Path) -> None:
     """Who is gone before the answer leaves it to those who wait for the same."""
     async with opened(path, Clock()) as known, asyncio.TaskGroup() as group:

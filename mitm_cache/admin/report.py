@@ -34,7 +34,7 @@ class Report:
             counts, usage = Counts(**fields["numbers"]), Usage(**fields["usage"])
             away = {name: Absence(**absence) for name, absence in fields["away"].items()}
             return cls(fields["accepting"], fields["in_flight"], counts, away, usage)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no report: {error}") from error
 
 

@@ -16,7 +16,7 @@ from mitm_cache.cache.layout import Layout
 from mitm_cache.cache.outlines import Outline, Outlines
 from mitm_cache.cache.presence import Presence
 from mitm_cache.cache.survey import Survey
-from mitm_cache.cache.tree import Place, Tagging, read_link, read_place, read_places
+from mitm_cache.cache.tree import Place, Tagging, read_link, read_place, read_places, read_tags
 from mitm_cache.errors import ClientError, StoreError
 from mitm_cache.oci.contents import Descriptor
 from mitm_cache.oci.digest import Digest
@@ -98,14 +98,16 @@ class Catalog:
 
     def forget(self, images: Collection[Cached], links: Iterable[str]) -> None:
         """Bring it up to date after these images have left it, and these links their repositories: those that hold
-        anything else than what that leaves are read again, with their blobs."""
-        gone, left = set(images), defaultdict[str, set[str]](set)
+        anything else than what that leaves, or have a tag more, are read again, with their blobs."""
+        gone, left, tagged = set(images), defaultdict[str, set[str]](set), set[str]()
         for link in links:
             name, _, file = link.partition("/_digests/")
             left[name].add(file)
         for name in {image.place for image in gone}:
             self._of[name] = [image for image in self._of[name] if image not in gone]
-        self._renew(lambda place: place.names - left[place.name] if place.name in left else place.names)
+            if not read_tags(self._links, name) <= {str(each.tag) for each in self.places[name].taggings}:
+                tagged.add(name)  # maybe with what leaves by another name
+        self._renew(lambda place: None if place.name in tagged else place.names - left.get(place.name, set()))
 
     def _renew(self, expected: Callable[[Place], frozenset[str] | None]) -> None:
         """Read those repositories again that do not hold what is expected of them, by the names of files."""

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import batched
 from pathlib import Path
 
@@ -77,9 +77,13 @@ class Links:
 
     def _accepts(self, folder: str) -> list[str]:
         """The files of a tag, the latest first."""
+        found: list[tuple[float, str]] = []
         try:
-            files = (self._folder / folder).iterdir()
-            found = [(path.stat().st_mtime, path.name) for path in files if not path.name.startswith(".")]
+            with os.scandir(self._folder / folder) as files:
+                for file in files:
+                    if not file.name.startswith("."):
+                        with suppress(FileNotFoundError):  # another one has come meanwhile, and it was too old
+                            found.append((file.stat().st_mtime, file.name))
         except OSError:
             return []  # nothing is known of it, or it is being forgotten
         return [name for _, name in sorted(found, reverse=True)]

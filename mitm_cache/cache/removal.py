@@ -157,17 +157,22 @@ class Remover:
         return removed
 
     def _forget(self, what: Plan, began: float) -> list[str]:
-        """Remove the names of what leaves. The keys that the index is to forget."""
-        links, leaving = Links(self._layout.links, NoIndex()), []
-        with removing(self._layout):
-            for name, link in what.moved.items():
-                links.replace(name, link)
-            for name in what.links:
-                if not self._is_wanted(name, began):
-                    links.remove(name)
-                    leaving.append(name)
+        """Remove the names of what leaves. The keys that the index is to forget; where it is broken off, it has."""
+        links, keys = Links(self._layout.links, NoIndex()), list(what.keys)
+        try:
+            with removing(self._layout):
+                for name, link in what.moved.items():
+                    keys.append(f"link:{name}")
+                    links.replace(name, link)
+                for name in what.links:
+                    if not self._is_wanted(name, began):
+                        keys.append(f"link:{name}")
+                        links.remove(name)
+        except BaseException:  # an interrupt too
+            self._drop(keys)
+            raise
         let_go(self._layout)
-        return [*what.keys, *(f"link:{name}" for name in (*what.moved, *leaving))]
+        return keys
 
     def _drop(self, keys: list[str]) -> bool:
         """Whether the index could be opened, which a full disk may not allow, or there was nothing to forget."""

@@ -26,13 +26,15 @@ class Room:
         *,
         least: Callable[[int], int],
         sweep: Callable[[int], Swept | None],
+        stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`least`: bytes to keep free, given the size in bytes of the file system; `sweep`: removes at least so many
-        bytes of blobs where it can, None while another process does."""
+        bytes of blobs where it can, None while another process does; `stopped`: whether the service is ending."""
         self._folder = folder
         self._least = least
         self._sweep = sweep
+        self._stopped = stopped
         self._clock = clock
         self._lock = threading.Lock()
         self._tried = float("-inf")
@@ -74,7 +76,7 @@ class Room:
             if swept is not None:
                 self.swept.append(swept)
                 return self.short(wanted)
-            if self._clock() >= until:
+            if self._clock() >= until or self._stopped():
                 break
             time.sleep(TICK)
             missing = self.short(wanted)

@@ -105,6 +105,11 @@ def read_link(folder: Path, place: Place, digest: Digest) -> Link | None:
     return place.links[digest]
 
 
+def read_tags(folder: Path, name: str) -> set[str]:
+    """The tags that one repository has folders for, by its name with the registry. Raises StoreError."""
+    return set(_folders(folder / name / "_tags"))
+
+
 def read_names(folder: Path, prefix: str) -> Iterator[str]:
     """The names `registry/repository:tag` that begin with `prefix`; files are not opened."""
     try:

@@ -1,10 +1,11 @@
 """`mitm-cache import`: images out of files into the cache."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import cache
+from contextlib import ExitStack, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,8 @@ def _source(path: Path, opened: "Callable[[], Import]") -> "Source":
 
     if path != STREAM:
         return open_source(path)
+    with suppress(OSError):  # it is no file of the system
+        os.set_blocking(sys.stdin.fileno(), True)  # whoever began the pipe may have it otherwise
     teller = Teller()
     source = StreamSource(sys.stdin.buffer, opened(), teller.add)
     teller.end()
@@ -103,7 +106,8 @@ def _spool(config: "Config", layout: "Layout", blobs: "Blobs", links: "Links") -
     from mitm_cache.cache.spool import Spool
 
     sweeper = Sweeper(layout=layout, blobs=blobs, links=links, limit=config.max_size.of)
-    return Spool(layout.spool, blobs, Room(layout.spool, least=config.min_free.of, sweep=sweeper.sweep))
+    room = Room(layout.spool, least=config.min_free.of, sweep=partial(sweeper.sweep, whole=True))
+    return Spool(layout.spool, blobs, room)
 
 
 def _report(config: "Config", arrivals: "list[Arrival]", written: "dict[Digest, int]", *, as_json: bool) -> None:

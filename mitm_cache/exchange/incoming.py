@@ -47,19 +47,15 @@ class Import:
         It may where its repository holds it already, or an earlier import has brought it; what clients have pulled
         into other repositories may be private, and an archive that names it proves nothing.
         """
-        return self.piece(digest) if self._may_count(image, digest) else None
-
-    def _may_count(self, image: Image, digest: Digest) -> bool:
-        return self._links.holds(image.registry, image.repository, digest) is not None or digest in self._brought
-
-    def piece(self, digest: Digest) -> Piece | None:
-        """Content that is here; None where it is not."""
-        blob = self._blobs.open(digest)
+        blob = self._blobs.open(digest) if self._may_count(image, digest) else None
         if blob is None:
             return None
         size = blob.size
         blob.close()
         return Piece(size, lambda: self.read(digest))
+
+    def _may_count(self, image: Image, digest: Digest) -> bool:
+        return self._links.holds(image.registry, image.repository, digest) is not None or digest in self._brought
 
     @cached_property
     def _brought(self) -> set[Digest]:
@@ -120,6 +116,7 @@ class Import:
         state, size, part = hashlib.new(digest.algorithm), 0, self._join(digest)
         try:
             if part is not None:
+                self.check_room(piece.size)
                 self._spool.write_note(part, Head(piece.size, OCTETS))
             for chunk in piece.chunks():
                 state.update(chunk)

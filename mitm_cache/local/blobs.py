@@ -88,9 +88,17 @@ class BlobPushes:
     async def cancel(self, request: Request, repository: Repository) -> Response:
         """DELETE."""
         upload = await self._wait_for(request, repository)
-        upload.remove()
-        upload.close()
+        try:
+            await self._remove(upload)
+        finally:
+            upload.close()
         return small(HTTPStatus.NO_CONTENT, [API_VERSION], b"", request, outcome="LOCAL", reason="upload cancelled")
+
+    async def _remove(self, upload: Upload, share: Share | None = None) -> None:
+        """An upload is wanted no more, and who is refused next knows it. With a share that is told as it ends."""
+        upload.remove()
+        if upload.size and share is None:
+            await self._threads.run(self._space.measure_again)
 
     async def _open(self, request: Request, repository: Repository) -> Upload | Response:
         """The upload, at the offset that the request is for; an answer where it is for another one."""
@@ -154,7 +162,7 @@ class BlobPushes:
     ) -> Response:
         found = await self._threads.prove(lambda: upload.prove(digest.algorithm))
         if found != digest.hex:
-            upload.remove()
+            await self._remove(upload, share)
             raise ClientError(
                 f"what was pushed is {digest.algorithm}:{found}, not {digest}; it was {upload.size:,} bytes",
                 code="DIGEST_INVALID",

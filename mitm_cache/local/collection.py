@@ -86,7 +86,7 @@ class Collection:
         """Remove what no manifest needs, and what was deleted or given up. None while another process removes."""
         with alone(self._layout.evicting) as free:
             collected = self._collect() if free else None
-        if collected is not None and collected.freed:
+        if collected is not None and (collected.links or collected.uploads):
             let_go(self._layout)
         return collected
 

@@ -71,8 +71,8 @@ class BlobIntake:
 
 
 def grown(upload: Upload, begun: int) -> int:
-    """Bytes that an upload has on the disk beyond those it had."""
-    return 0 if upload.removed else upload.size - begun
+    """Bytes that an upload has on the disk beyond those it had; fewer than none where it was removed."""
+    return (0 if upload.removed else upload.size) - begun
 
 
 class ManifestIntake:

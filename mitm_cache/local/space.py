@@ -151,6 +151,14 @@ class Space:
             except RuntimeError:
                 pass  # the program ends, and its promises with it
 
+    def measure_again(self) -> None:
+        """Have it measured before anybody is refused: something has left that counts. Blocks for a moment."""
+        try:
+            with self._account.opened() as sums:
+                sums.fresh = NEVER
+        except OSError as error:  # it is measured a little later
+            logger.warning("the room of the local registry cannot be told: %s", error.strerror)
+
     def close(self) -> None:
         """Give back what this process has promised. Blocks for a moment."""
         self._clerk.shutdown()

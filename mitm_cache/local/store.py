@@ -143,9 +143,12 @@ class Store:
                     self._refer(repository, manifest.subject, link.digest)
                 if isinstance(reference, Tag):
                     folder = self.folder(repository) / "_tags" / str(reference)
+                    before = folder.exists()
                     make_folder(folder)
                     self.links.give(LOCAL, repository, reference, link)
                     sync(folder)
+                    if before:
+                        let_go(self.layout)  # what it was may leave now
         except OSError as error:
             raise StoreError(f"manifest {link.digest} cannot be kept: {error.strerror}") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from mitm_cache.tasks import in_pool
+from mitm_cache.tasks import in_pool, leave_to
 
 LOOKS = 8
 CHORES = 16
@@ -53,10 +53,7 @@ class Threads:
 
     def later(self, work: Callable[[], None]) -> None:
         """Do something that nobody waits for; at once where there is no thread."""
-        try:
-            self._chores.submit(work)
-        except RuntimeError:
-            work()
+        leave_to(self._chores, work)
 
     def close(self) -> None:
         """Wait for all of them."""

@@ -15,7 +15,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitm_cache.errors import ClientError
 from mitm_cache.proxy.head import MAX_HEAD, refuse_head
 
-_LINE_BREAK = re.compile(rb"\r?\n")
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)++")
 LINE = 64
 """Bytes that are shown to h11 at a time: enough for the line before a chunk, and little to copy."""
 
@@ -48,9 +48,9 @@ class OneWriteServer(Http1Server):
             if not self.conn.state & ConnectionState.CAN_READ:
                 return  # its client has left, of which mitmproxy need not say more, and nobody waits for an answer
             received: bytearray = self.buf._data  # not copied: a megabyte of requests may wait in it
-            while begins := _LINE_BREAK.match(received):
+            if empty := _EMPTY_LINES.match(received):
                 # RFC 9112, 2.2; mitmproxy takes one of them for a head, and waits
-                self.buf.maybe_extract_at_most(begins.end())
+                self.buf.maybe_extract_at_most(empty.end())
             if refusal := refuse_head(received):
                 yield commands.SendData(self.conn, refusal)
                 yield commands.CloseTcpConnection(self.conn, half_close=True)

@@ -16,7 +16,7 @@ from mitm_cache.oci.operation import Manifest
 from mitm_cache.oci.reference import Repository
 from mitm_cache.policy import Ruling
 from mitm_cache.policy.ruled import unfilled
-from mitm_cache.pull_through.gate import Gate, asked_type, is_of, whole_size
+from mitm_cache.pull_through.gate import Gate, asked_type, is_of, is_page, whole_size
 from mitm_cache.upstream.client import REFUSALS, Call
 from mitm_cache.upstream.curl import Answer, Sink
 from mitm_cache.upstream.flight import Landed
@@ -45,7 +45,7 @@ class Contents:
         if link is not None and is_told(link.media_type) and not accept.takes(link.media_type):
             if not ruling.may_fill:
                 raise unfilled(ruling, request)
-            return await self._uncached(request)
+            return await self.pass_on(request)
         if request.method == "HEAD":
             return await self._head(request, repository, digest, accept)
         return await self.fetch(request, repository, digest, ruling, accept=accept, max_size=MAX_SIZE)
@@ -63,8 +63,10 @@ class Contents:
         lent = self._gate.modes.lends(request.registry.name, request.credential)
         return not (request.mirror or lent or self._gate.is_given(request, repository, digest))
 
-    async def _uncached(self, request: Request) -> Response:
-        answer = await self._leg.exchange(self._gate.call(request, limit=MAX_SIZE))
+    async def pass_on(self, request: Request) -> Response:
+        """A manifest as upstream answers this very request; nothing of it is kept. Raises UpstreamError."""
+        call = replace(self._gate.call(request, limit=MAX_SIZE), target=request.target)
+        answer = await self._leg.exchange(call)
         return pass_back(answer, request, "RELAY", f"upstream answered {answer.status}")
 
     async def _head(self, request: Request, repository: Repository, digest: Digest, accept: Accept) -> Response:
@@ -116,10 +118,15 @@ class Contents:
             if answer.length is not None:
                 response.headers += Headers([("Content-Length", str(answer.length))])
             return response
-        if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
-            raise unavailable(answer)
         if answer.hops:
             return await self._probe(request, digest, accept)
+        return self._refusal(answer, request)
+
+    @staticmethod
+    def _refusal(answer: Answer, request: Request) -> Response:
+        """Upstream's own words; raises UpstreamError where they say nothing about the content."""
+        if answer.status in (HTTPStatus.TOO_MANY_REQUESTS, *range(500, 600)):
+            raise unavailable(answer)
         return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
 
     async def _probe(self, request: Request, digest: Digest, accept: Accept) -> Response:
@@ -128,7 +135,7 @@ class Contents:
         answer = await self._leg.exchange(replace(call, headers=call.headers + Headers([("Range", "bytes=0-0")])))
         size = whole_size(answer)
         if answer.status != HTTPStatus.PARTIAL_CONTENT or size is None:
-            return pass_back(answer, request, outcome_of(answer), f"upstream answered {answer.status}")
+            return self._refusal(answer, request)
         link = Link(digest, asked_type(answer, request) or _media_type(None, request), size)
         return content_head(link, outcome="MISS", reason="not cached; asked for its first byte")
 
@@ -159,7 +166,7 @@ class Contents:
         try:
             boarding = await self._leg.board(digest, self._supply(request, call, repository, max_size, fills), ask)
         except Uncacheable:
-            return await self._uncached(request)
+            return await self.pass_on(request)
         if isinstance(boarding, Landed):
             try:
                 kind = await self._kind(request, repository, digest, boarding.blob)
@@ -212,8 +219,9 @@ class Contents:
         registry = call.registry.name
 
         def landed(link: Link) -> None:
-            # Not before the content is proven: whom a registry does not let in may be led to a page to log in.
-            if not fills:
+            # Not before the content is proven: whom a registry does not let in may be led to a page to log in. Who has
+            # seen that knows its digest, too.
+            if not (fills or is_page(link.media_type)):
                 self._gate.keep(request, repository)
             # A blob has no type of its own, whatever storage calls it.
             self._links.hold(registry, repository, link if max_size else replace(link, media_type=OCTETS))

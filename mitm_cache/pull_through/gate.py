@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from http import HTTPStatus
+from urllib.parse import parse_qs
 from weakref import WeakValueDictionary
 
 from mitm_cache.answers import unavailable
@@ -200,14 +201,26 @@ class Gate:
             size = self._blobs.path(digest).stat().st_size
         except OSError:
             size = None  # it is still coming
-        page = media_type_of(answer.headers.get("content-type") or "") == "text/html"
+        page = is_page(answer.headers.get("content-type") or "")
         if page or (size is not None and whole_size(answer) not in (None, 0, size)):
             raise UpstreamError(f"{answer.origin} answered a question about {digest} with something else")
+
+
+def is_of_another(request: Request) -> bool:
+    """Whether a registry is asked as a mirror of another one, as containerd does by `?ns=`: where it heeds that, its
+    tags are the other's."""
+    named = parse_qs(request.target.partition("?")[2]).get("ns", [])
+    return not (request.mirror or set(named) <= set(request.registry.names))
 
 
 def is_of(answer: Answer, digest: Digest) -> bool:
     """Whether a registry says itself that its answer is about this content."""
     return answer.headers.get("docker-content-digest") == str(digest)
+
+
+def is_page(content_type: str) -> bool:
+    """Whether an answer is for people to read, whatever was asked for."""
+    return media_type_of(content_type) == "text/html"
 
 
 def unasked(error: UpstreamError, what: str) -> UpstreamError:

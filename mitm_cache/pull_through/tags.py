@@ -15,7 +15,7 @@ from mitm_cache.parsing import Rights
 from mitm_cache.policy import Ruling
 from mitm_cache.policy.ruled import asked, denied, unfilled
 from mitm_cache.pull_through.contents import Contents
-from mitm_cache.pull_through.gate import Gate, unasked
+from mitm_cache.pull_through.gate import Gate, is_of_another, unasked
 from mitm_cache.pull_through.knowledge import Knowledge
 from mitm_cache.pull_through.unknown import Unknown
 from mitm_cache.pull_through.wanted import Memory, Wanted
@@ -47,6 +47,8 @@ class Tags:
         wanted = Wanted(request, repository, tag, accept, ruling, self._memory.now())
         if ruling.freeze is not None:
             return await self._frozen(wanted, ruling.freeze)
+        if is_of_another(request) and ruling.may_fill and not ruling.min_age:
+            return await self._contents.pass_on(request)
         kept = self._memory.kept(wanted)
         ttl = self._ttl if ruling.tag_ttl is None else ruling.tag_ttl
         if kept is not None and kept.is_fresh(ttl) and await self._is_let(wanted, kept):

@@ -4,6 +4,7 @@ few seconds."""
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 
 from mitm_cache.cache.pushed import Pushed
@@ -31,7 +32,9 @@ class Unknown:
         lasting = answer.status == HTTPStatus.NOT_FOUND or (answer.status == HTTPStatus.UNAUTHORIZED and stranger)
         if not lasting or len(answer.body) > MAX_BODY:
             return
-        self._kept[_key(wanted)] = self._clock() + KEEP_SECONDS, answer
+        # Strangers are one client here, and a session is one client's.
+        told = replace(answer, headers=answer.headers.without(["set-cookie"]))
+        self._kept[_key(wanted)] = self._clock() + KEEP_SECONDS, told
         self._kept.move_to_end(_key(wanted))
         while len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)

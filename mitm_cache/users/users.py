@@ -92,7 +92,8 @@ class Users:
                 )
             asked = self._ask(key, client, self._table.hash_for(login.name), login.password)
         # Others may wait for the same answer, and it is worth remembering for one who has left.
-        return await asyncio.shield(asked)
+        right = await asyncio.shield(asked)
+        return right and key == self._fingerprint(login)  # there may be another password by now
 
     def _ask(self, key: bytes, client: str, hash_: str, password: bytes) -> asyncio.Future[bool]:
         def settle(asked: asyncio.Future[bool]) -> None:

@@ -51,10 +51,10 @@ class Supervisor:
         self._load = load
         self._crews: list[Crew] = []
         self._leaving: set[asyncio.Task[None]] = set()
-        self._hung_up = False
+        self._wanted: asyncio.Task[str] | None = None
         self._account = Account(self.layout, lambda: self._crews)
         self._admin: tuple[Server, Pages] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def bound(self) -> Bound:
@@ -85,7 +85,7 @@ class Supervisor:
         finally:
             await self._end()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -168,9 +168,7 @@ class Supervisor:
             pages.close()
 
     def _told_to_reload(self) -> None:
-        # A reload that has yet to begin will read what is there then.
-        if not self._hung_up:
-            self._hung_up = True
+        if self._wanted is None:
             self._start(self._reload_by_signal())
 
     async def _reload_by_signal(self) -> None:
@@ -182,6 +180,11 @@ class Supervisor:
 
         Raises MitmCacheError where that cannot be done; all is as it was then.
         """
+        if self._wanted is None:
+            self._wanted = self._start(self._reload_in_turn())
+        return await asyncio.shield(self._wanted)
+
+    async def _reload_in_turn(self) -> str:
         try:
             async with self._reloading:
                 said = await self._reload()
@@ -196,7 +199,7 @@ class Supervisor:
             logger.warning("a reload waits: the workers of %d before it still have connections", len(self._leaving))
         while len(self._leaving) >= MOST_LEAVING and not self._stopping.is_set():
             await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
-        self._hung_up = False
+        self._wanted = None  # who has asked until now is content with what is read from here on
         if self._stopping.is_set():
             raise ConfigError("the service is ending")
         config = self._load()

@@ -9,6 +9,13 @@ from mitm_cache.admin.report import Report, Tally
 from mitm_cache.cache.evict import Swept
 
 
+@pytest.mark.parametrize("fields", [{"away": []}, {"away": {"a": 1}}, {"numbers": {"novel": 1}}, {"usage": []}])
+def test_a_report_of_another_version(fields: dict[str, object]) -> None:
+    """Whatever it holds, it is told apart."""
+    with pytest.raises(ValueError, match="no report: "):
+        Report.from_json(Report().to_json() | fields)
+
+
 def test_the_last_sweep_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock was when another process swept, which has ended since."""
     first, second, total = Numbers([]), Numbers([]), Numbers([])

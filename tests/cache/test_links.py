@@ -216,3 +216,11 @@ def test_as_many_kinds_of_clients_as_there_are(links: Links, index: Index, empti
     index.drop_all([])  # returns once all before it is written
     for found in (links, emptied):
         assert [found.tagged(HUB, APP, one, accept) for accept in (kinds[4], kinds[5], kinds[-1])] == [None, ONE, ONE]
+
+
+def test_a_kind_that_leaves(links: Links, tree: Path) -> None:
+    """Where one is removed while they are looked at, by another process, the others are known all the same."""
+    one = Tag("1")
+    links.tag(HUB, APP, one, Accept(OCI_MANIFEST), ONE)
+    (tree / HUB / str(APP) / "_tags" / "1" / "gone").symlink_to("nowhere")  # listed, and not there
+    assert list(links.told(HUB, APP, one)) == [ONE]

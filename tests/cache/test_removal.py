@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from mitm_cache.cache.catalog import Cached, Catalog
 from mitm_cache.cache.confirmed import Confirmed
 from mitm_cache.cache.entry import Link, Origin
@@ -13,6 +15,7 @@ from mitm_cache.cache.evict import alone
 from mitm_cache.cache.pins import Pins
 from mitm_cache.cache.removal import Remover, plan
 from mitm_cache.demo.image import KIB, assemble, generate, layer
+from mitm_cache.errors import StoreError
 from mitm_cache.oci.digest import Digest
 from mitm_cache.oci.manifest import OCI_INDEX
 from mitm_cache.oci.reference import Repository, Tag
@@ -107,6 +110,24 @@ def test_both_that_a_tag_was(stored: Stored) -> None:
     assert stored.names() == [f"quay.io/team/app@{ONE.index.digest}"]
 
 
+def test_broken_off(stored: Stored) -> None:
+    """What has left by then is not told of by the index either."""
+    stored.put("team/app", "1", ONE)
+    held = stored.layout.links / REGISTRY / str(APP) / "_digests" / Digest.parse(BASE.content.digest).filename
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        if held.is_file():
+            held.unlink()
+            held.mkdir()  # which is not removed as a link is
+        return named("quay.io/team/app:1")(catalog)
+
+    with pytest.raises(StoreError, match="cannot be removed"):
+        Remover(stored.layout).remove(choose)
+    assert not any("/_tags/" in name for name in links(stored))
+    stored.index.put("barrier", "x")
+    assert stored.links.tagged(REGISTRY, APP, Tag("1"), ACCEPT) is None
+
+
 def test_young_ones_stay(stored: Stored) -> None:
     """What was used within minutes may be part of a pull: the name leaves, and the bytes do later."""
     stored.put("team/app", "1", ONE, age=10)
@@ -176,6 +197,24 @@ def test_what_comes_after_the_plan(stored: Stored) -> None:
     assert len(rounds) == 2
     assert Catalog(stored.root).is_complete(stored.find("quay.io/team/other:1"))
     assert stored.names() == ["quay.io/team/other:1"]
+
+
+def test_another_tag_after_the_plan(stored: Stored) -> None:
+    """The very image, pulled by another tag of its repository when the last choice has been made, stays there."""
+    stored.put("team/app", "1", ONE)
+    rounds = []
+
+    def choose(catalog: Catalog) -> list[Cached]:
+        chosen = named("quay.io/team/app:1")(catalog)
+        rounds.append(chosen)
+        if len(rounds) == 2:
+            stored.put("team/app", "2", ONE)
+        return chosen
+
+    assert Remover(stored.layout).remove(choose).blobs == 0
+    assert len(rounds) == 2
+    assert stored.names() == ["quay.io/team/app:2"]
+    assert Catalog(stored.root).is_complete(stored.find("quay.io/team/app:2"))
 
 
 def test_held_elsewhere_meanwhile(stored: Stored) -> None:

@@ -29,8 +29,15 @@ class Disk:
         self.swept: list[int] = []
         self.least = 1 << 62
         self.others = 0
+        self.stopped = False
         self._freed = freed_by_sweep
-        self.room = Room(folder, least=lambda _: self.least, sweep=self._sweep, clock=lambda: self.now)
+        self.room = Room(
+            folder,
+            least=lambda _: self.least,
+            sweep=self._sweep,
+            stopped=lambda: self.stopped,
+            clock=lambda: self.now,
+        )
 
     def _sweep(self, missing: int) -> Swept | None:
         if self.others:
@@ -93,6 +100,15 @@ def test_who_else_sweeps_for_long_is_not_waited_for(tmp_path: Path) -> None:
     disk.now += SWEEP_SECONDS
     disk.room.check(1)
     assert len(disk.swept) == 1
+
+
+def test_who_ends_waits_for_nobody(tmp_path: Path) -> None:
+    """A service that ends has a second, and somebody else's sweep may take ten."""
+    disk = Disk(tmp_path, freed_by_sweep=True)
+    disk.others, disk.stopped = 2, True
+    with pytest.raises(StoreError):
+        disk.room.check(1)
+    assert (disk.swept, disk.others) == ([], 1)
 
 
 def test_trouble_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

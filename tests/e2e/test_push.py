@@ -63,6 +63,7 @@ def test_a_tag_is_moved(lab: Lab, serve: Serve, registry: str, way: str) -> None
             mark = len(product.events())
             push(lab.node, image, reference, f"--dest-{verify}")
             assert seen(lab.node, reference, f"--{verify}") == image.digest
+            product.wait_for(lambda line: line["method"] == "PUT" and line["reference"] == way, since=mark)
             [put] = [line for line in product.events(mark) if line["method"] == "PUT" and line["reference"] == way]
             assert (put["outcome"], put["status"]) == ("RELAY", 201)
             assert all(line["outcome"] != "ERROR" for line in product.events(mark))

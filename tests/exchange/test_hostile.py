@@ -139,7 +139,8 @@ def test_archives(tmp_path: Path, data: Path, spoil: Callable[[Path], None], wor
     spoil(path)
     assert words in refused(data, "import", path)
     assert not data.exists()
-    assert words in refused(data, "import", "-", stdin=path.read_bytes())
+    told = refused(data, "import", "-", stdin=path.read_bytes())
+    assert words in told or (spoil is _huge and "the disk is full" in told)  # a pipe does not say how much there is
     assert links(data) == set()
     assert list((data / "spool").iterdir()) == []
 

@@ -5,6 +5,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ def test_from_one_cache_to_another(tmp_path: Path, data: Path) -> None:
     assert writing.returncode == 0
     assert reading.stdout.decode().splitlines()[0] == f"{OTHER_NAME}  {OTHER.index.digest}"
     assert (cached(far), links(far), spool(far)) == (cached(data), links(data), [])
+
+
+def test_a_pipe_that_does_not_block(tmp_path: Path, data: Path) -> None:
+    """As some programs leave theirs: what has not come yet is waited for."""
+    archive = done(data, "export", OTHER_NAME, "-o", "-").stdout_bytes
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    process = subprocess.Popen(command(tmp_path / "far", "import", "-"), stdin=reading, stderr=subprocess.PIPE)
+    with open(writing, "wb") as pipe:
+        while not os.get_blocking(reading) and process.poll() is None:
+            os.sched_yield()
+        os.close(reading)
+        pipe.write(archive)
+    assert (process.communicate()[1], process.returncode) == (b"", 0)
 
 
 def test_an_archive_of_others(tmp_path: Path, data: Path) -> None:
@@ -138,14 +153,30 @@ def test_an_end_in_the_middle(tmp_path: Path, data: Path) -> None:
     assert (cached(tmp_path / "far"), spool(tmp_path / "far")) == (contents(IMAGE), [])
 
 
-@pytest.mark.parametrize("form", ["layout", "docker"])
+@pytest.mark.parametrize("form", ["layout", "blobs first", "docker"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """cache.min_free stays free of what comes, and of what is kept aside."""
     monkeypatch.setenv("MITM_CACHE_CACHE_MIN_FREE", "100%")
-    files = layout({NAME: IMAGE}) if form == "layout" else docker_archive(IMAGE, [NAME])
+    files = docker_archive(IMAGE, [NAME]) if form == "docker" else layout({NAME: IMAGE})
+    if form == "blobs first":
+        files = {name: files[name] for name in sorted(files)}
     archive = write_tar(tmp_path / "a.tar", files).read_bytes()
     assert "the disk is full" in refused(tmp_path / "far", "import", "-", stdin=archive)
     assert (cached(tmp_path / "far"), spool(tmp_path / "far")) == ({}, [])
+
+
+@pytest.mark.parametrize("name", [f"blobs/sha256/{'0' * 64}", "aside"])
+def test_what_is_said_to_be_huge(data: Path, name: str) -> None:
+    """It empties no cache: an archive in a pipe may say that it has any size."""
+    path, content = blob(b"what somebody has pulled long ago")
+    old = data / "blobs" / "sha256" / path[-64:-62] / path[-64:]
+    old.parent.mkdir(exist_ok=True)
+    old.write_bytes(content)
+    os.utime(old, (0, 0))
+    member = tarfile.TarInfo(name)
+    member.size = 1 << 60
+    assert "the disk is full" in refused(data, "import", "-", stdin=member.tobuf(tarfile.PAX_FORMAT) + bytes(4096))
+    assert old.read_bytes() == content
 
 
 def test_nobody_reads_on(data: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import time
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from mitm_cache.cache.entry import Link, Origin
 from mitm_cache.cache.evict import Sweeper
 from mitm_cache.cache.layout import Layout
-from mitm_cache.cache.owned import let_go, linking, owned
+from mitm_cache.cache.owned import last_let_go, let_go, linking, owned
 from mitm_cache.cache.pins import Pins
 from mitm_cache.errors import ClientError
+from mitm_cache.local.account import Account
 from mitm_cache.local.collection import Collection
 from mitm_cache.local.space import measure
 from mitm_cache.local.store import Store
@@ -176,6 +178,64 @@ def test_what_is_being_pulled_stays_whole(tmp_path: Path) -> None:
             let_go(local.layout)  # or it would not be looked for again at once
             assert (await local.ask("POST", target, OCTETS, beside)).status == 201
             assert local.blobs() == {digest_of(beside)}
+
+    asyncio.run(run())
+
+
+def rest(local: Local) -> None:
+    """As if it had been looked for room just now, and that had taken long."""
+    account = Account(local.layout.run / "space")
+    with account.opened() as sums:
+        sums.fresh = sums.empty = time.monotonic() + HOUR
+        sums.deletion = last_let_go(local.layout)
+    account.close()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "wrong", "wrong at its end", "too long"])
+def test_an_upload_that_leaves_makes_room(tmp_path: Path, how: str) -> None:
+    """At once, for who is refused otherwise."""
+    body = b"x" * 60_000
+    wrong = f"?digest={digest_of(b'y')}"
+
+    async def run() -> None:
+        async with Local(tmp_path, size="100K") as local:
+            place = str((await local.ask("POST", "/v2/a/blobs/uploads/"))["location"])
+            assert (await local.ask("PATCH", place, OCTETS, body)).status == 202
+            target = f"/v2/b/blobs/uploads/?digest={digest_of(body)}"
+            assert (await local.ask("POST", target, OCTETS, body)).status == 403
+            rest(local)
+            assert (await local.ask("POST", target, OCTETS, body)).status == 403
+            match how:
+                case "cancelled":
+                    assert (await local.ask("DELETE", place)).status == 204
+                case "wrong":
+                    assert (await local.ask("PUT", f"{place}{wrong}")).status == 400
+                case "wrong at its end":
+                    assert (await local.ask("PUT", f"{place}{wrong}", OCTETS, b"y")).status == 400
+                case _:
+                    intake = await local.intake("PATCH", place, OCTETS, size=None)
+                    with pytest.raises(ClientError, match="is full"):
+                        intake.write(body)
+                    intake.close()
+            assert (await local.ask("POST", target, OCTETS, body)).status == 201
+
+    asyncio.run(run())
+
+
+def test_a_tag_that_moves_makes_room(tmp_path: Path) -> None:
+    """What it leaves behind is collected where it is old, for the next one who would be refused."""
+    body = b"y" * 60_000
+
+    async def run() -> None:
+        async with Local(tmp_path, size="100K") as local:
+            await local.push("a", "1", b"x" * 60_000)
+            await local.push("a", "2", b"z")
+            local.age(HOUR * 2)
+            target = f"/v2/b/blobs/uploads/?digest={digest_of(body)}"
+            assert (await local.ask("POST", target, OCTETS, body)).status == 403
+            rest(local)
+            assert (await local.push_manifest("a", "1", manifest(b"z"))).status == 201
+            assert (await local.ask("POST", target, OCTETS, body)).status == 201
 
     asyncio.run(run())
 
