@@ -1,5 +1,6 @@
 """Images as files for tests: written by the standard library, in every form that an import knows."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -121,3 +122,19 @@ def cached(data: Path) -> dict[str, bytes]:
 def links(data: Path) -> set[str]:
     """Everything that is visible to clients."""
     return {str(path.relative_to(data / "links")) for path in (data / "links").rglob("*") if path.is_file()}
+
+
+def docker_archive(image: Image, names: list[str], *, packed: bool = False) -> Files:
+    """As docker save has written it; `packed`: as crane does, with compressed layers."""
+    document = json.loads(image.platforms["linux/amd64"].body)
+    found = contents(image)
+    config = found[document["config"]["digest"]]
+    files = {f"{hashlib.sha256(config).hexdigest()}.json": config}
+    layers = []
+    for number, described in enumerate(document["layers"]):
+        compressed = found[described["digest"]]
+        layers.append(f"{number}.tar.gz" if packed else f"{number}/layer.tar")
+        files[layers[-1]] = compressed if packed else gzip.decompress(compressed)
+    entry = {"Config": next(iter(files)), "RepoTags": names, "Layers": layers}
+    files["manifest.json"] = json.dumps([entry]).encode()
+    return files

@@ -32,6 +32,7 @@ from tests.exchange.making import (
     blob,
     cached,
     contents,
+    docker_archive,
     done,
     layout,
     links,
@@ -181,22 +182,6 @@ def test_no_platform_is_whole(tmp_path: Path, data: Path) -> None:
     )
     assert links(data) == set()
     assert cached(data) == {}
-
-
-def docker_archive(image: Image, names: list[str], *, packed: bool = False, linked: bool = False) -> Files:
-    """As docker save has written it; `packed`: as crane does, with compressed layers."""
-    document = json.loads(image.platforms["linux/amd64"].body)
-    found = contents(image)
-    config = found[document["config"]["digest"]]
-    files = {f"{hashlib.sha256(config).hexdigest()}.json": config}
-    layers = []
-    for number, described in enumerate(document["layers"]):
-        compressed = found[described["digest"]]
-        layers.append(f"{number}.tar.gz" if packed else f"{number}/layer.tar")
-        files[layers[-1]] = compressed if packed else gzip.decompress(compressed)
-    entry = {"Config": next(iter(files)), "RepoTags": names, "Layers": layers}
-    files["manifest.json"] = json.dumps([entry]).encode()
-    return files
 
 
 @pytest.mark.parametrize("packed", [False, True])

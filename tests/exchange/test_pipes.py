@@ -16,6 +16,7 @@ from tests.exchange.making import (
     blob,
     cached,
     contents,
+    docker_archive,
     done,
     layout,
     links,
@@ -24,7 +25,6 @@ from tests.exchange.making import (
     write_folder,
     write_tar,
 )
-from tests.exchange.test_import import docker_archive
 
 IMAGE = generate(sizes=[3 * KIB, 2 * MIB], seed="one")
 OTHER = generate(sizes=[3 * KIB], platforms=["linux/amd64"], seed="other")
